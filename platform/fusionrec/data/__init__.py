@@ -1,0 +1,1 @@
+"""The data set: schema, readers, validation, splits, synthetic catalogue."""

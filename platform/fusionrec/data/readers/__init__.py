@@ -1,0 +1,1 @@
+"""One reader a raw format; each yields batches of the one schema."""

@@ -1,0 +1,1 @@
+"""Fusion: normalisation, segments, weights, and their vectorised objective."""

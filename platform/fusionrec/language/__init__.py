@@ -1,0 +1,1 @@
+"""Language models: encoder, reranker, their objectives and texts. No Ray, no DeepSpeed."""

@@ -1,0 +1,85 @@
+"""What a candidate source is: it knows items, never users.
+
+Shape legend: B histories, I items of the catalogue, C candidates, K items returned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+
+from fusionrec.data.catalogue import Catalogue
+from fusionrec.data.histories import CodeArray, FloatArray, Histories
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """All that a source may learn from."""
+
+    catalogue: Catalogue
+    histories: Histories
+    """One history a user; nothing of validation or test."""
+    has_timestamps: bool = True
+    """False where ``timestamps`` only count a user's events."""
+    item_vectors: FloatArray | None = None
+    """[I, D] L2-normalised text vectors of the items, where there is an encoder; a row of zeros for
+    an item without text."""
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return len(self.catalogue)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The best K items of each of B histories, best first."""
+
+    items: CodeArray
+    """[B, K] item codes; −1 where a source has nothing more to offer."""
+    scores: FloatArray
+    """[B, K] descending; 0 where the item is −1."""
+
+    def __post_init__(self) -> None:
+        assert self.items.shape == self.scores.shape
+        assert self.items.dtype == np.int32
+        assert self.scores.dtype == np.float32
+
+
+class Source(Protocol):
+    """A candidate source. Equal inputs give equal outputs; ties go to the lower item code."""
+
+    @property
+    def name(self) -> str:
+        """Short, stable, in kebab case; names the directory and the weights of the source."""
+        ...
+
+    def fit(self, data: TrainingData) -> Self:
+        """A fitted source; ``self`` stays as it was."""
+        ...
+
+    def top(self, histories: Histories, k: int) -> Ranked:
+        """The best ``k`` items of each history that are not in it and have a positive score.
+
+        A source that has nothing to say about a history (it is empty, it has no vector) returns −1.
+        """
+        ...
+
+    def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
+        """[B, C] the scores of ``candidates`` [B, C]; 0 where the candidate is −1 or unknown.
+
+        Agrees with :meth:`top`: an item's score does not depend on who asks.
+        """
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write settings and weights into ``directory`` (made if missing): no pickle."""
+        ...
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """The inverse of :meth:`save`; large arrays are memory-mapped."""
+        ...

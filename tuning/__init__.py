@@ -1,0 +1,1 @@
+"""Ray Tune campaigns, each search space beside what it searches."""

@@ -1,0 +1,37 @@
+# Every target makes and fills .venv first where that is needed (jobs/bootstrap.py).
+PYTHON ?= python3# makes .venv; 3.11 or newer
+DATA ?=# make quickstart DATA=FOLDER: raw data in any of the known formats
+ONCE ?=# make quickstart ONCE=1: end after the answer
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart check test bench serve
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' Makefile
+
+install: ## make .venv with the pinned dependencies, or say why not
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: no $(PYTHON): install Python 3.11 or newer, or name it with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) jobs/bootstrap.py
+
+quickstart: install ## the whole path on a data set, up to an endpoint (DATA=FOLDER, ONCE=1)
+	@$(BIN)/python -m jobs.quickstart \
+	  $(if $(DATA),--data "$(DATA)") $(if $(filter-out 0 no false,$(ONCE)),--once)
+
+check: install ## style, types, import directions, docs and layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/test_docs.py tests/test_layout.py
+
+test: install ## the whole test suite
+	$(BIN)/pytest
+
+bench: install ## the benchmarks; each prints its figures and writes artifacts/benchmarks/
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+	  name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+
+serve: install ## the endpoint on artifacts/bundles/current, on this machine
+	@$(BIN)/serve run serve_apps/recommend.yaml

@@ -1,0 +1,118 @@
+"""Settings of a fine-tuning run, and the DeepSpeed configuration that they mean."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field
+
+from fusionrec.config import Config
+
+
+class Method(StrEnum):
+    """Which weights are trained."""
+
+    FULL = "full"
+    LORA = "lora"
+
+
+class Precision(StrEnum):
+    """Arithmetic of forward and backward; optimizer states are float32 always."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class LoraSettings(Config):
+    """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685) on every linear layer but the head."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the update of a weight matrix."""
+    alpha: int = Field(32, ge=1)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in front of the adapters."""
+
+
+class TrainingConfig(Config):
+    """How a task is trained. What is trained is the task's own business."""
+
+    method: Method = Method.FULL
+    """full: every weight; lora: low-rank adapters, merged into the weights at the end."""
+    lora: LoraSettings = LoraSettings()
+    """Only read by the method lora."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """DeepSpeed ZeRO: 1 shards optimizer states over workers, 2 gradients too, 3 weights too."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the examples."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps after which the run ends even if the epochs have not."""
+    batch_size: int = Field(32, ge=1)
+    """Examples of one forward pass of one worker."""
+    accumulation: int = Field(1, ge=1)
+    """Forward passes of a worker before each optimizer step."""
+    learning_rate: float = Field(5e-5, gt=0)
+    """Peak of the schedule, reached after the warm-up; it then falls linearly to zero."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decay of weight matrices; biases and norms are not decayed."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global L2 norm."""
+    precision: Precision = Precision.AUTO
+    """auto: bf16 on a GPU that has it, float32 elsewhere."""
+    seed: int = Field(0, ge=0)
+    """Of the order of examples, new weights and dropout."""
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads of a worker; default: its machine's cores shared among the workers on it."""
+    checkpoint_every: int = Field(50, ge=1)
+    """Optimizer steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    report_every: int = Field(5, ge=1)
+    """Optimizer steps between reports of progress."""
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def learning_rate_at(self, step: int, total: int) -> float:
+        """Rate of optimizer step ``step`` (from 0) of ``total``: linear warm-up, linear decay.
+
+        A function of the step alone, so that there is no scheduler state to restore.
+        """
+        rising = max(1, round(self.warmup * total))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        return self.learning_rate * (total - step) / max(1, total - rising)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the numbers of a run; a resumed run must share them."""
+        free = {"num_threads", "checkpoint_every", "keep_checkpoints", "report_every"}
+        if self.method is not Method.LORA:
+            free.add("lora")
+        return self.model_dump(mode="json", exclude=free)
+
+    def deepspeed(self, world_size: int, *, bf16: bool) -> dict[str, Any]:
+        """DeepSpeed's own configuration."""
+        zero: dict[str, Any] = {"stage": self.zero_stage}
+        if self.zero_stage == 3:
+            # With the default thresholds a small model is never partitioned at all.
+            zero |= {"stage3_param_persistence_threshold": 10_000}
+        return {
+            "train_micro_batch_size_per_gpu": self.batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+            "train_batch_size": self.batch_size * self.accumulation * world_size,
+            "gradient_clipping": self.max_grad_norm,
+            "bf16": {"enabled": bf16},
+            "zero_optimization": zero,
+            "optimizer": {
+                "type": "AdamW",
+                # torch's own AdamW: DeepSpeed's would compile a second native operator.
+                "params": {"lr": self.learning_rate, "torch_adam": True},
+            },
+            "steps_per_print": 10**9,
+        }

@@ -1,0 +1,78 @@
+"""What is trained: a task knows its model, its examples and its loss, and nothing of the engine.
+
+A task runs the same under every stage of ZeRO, with and without adapters, on one worker and on
+many. Shape legend: P examples, B examples of a batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+
+from fusionrec.data.histories import IntArray
+
+Batch: TypeAlias = dict[str, torch.Tensor]
+"""Tensors by name, on the CPU; the engine moves them to the worker's device."""
+
+
+class Task(Protocol):
+    """One objective over one set of examples."""
+
+    @property
+    def name(self) -> str:
+        """Short, in kebab case."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON that names model, examples and settings: a run resumes only with the same one."""
+        ...
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Names of submodules that are trained in full even when adapters train the rest."""
+        ...
+
+    def build_model(self) -> torch.nn.Module:
+        """A fresh model to train; new weights come from torch's generator, which is seeded.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+        """
+        ...
+
+    def plan(self, batch_size: int, generator: np.random.Generator) -> list[IntArray]:
+        """The batches of one epoch in order, each as positions of examples.
+
+        A function of the arguments alone; how many batches there are depends on the size alone.
+        Workers take turns: batch i goes to worker i mod their number.
+        """
+        ...
+
+    def batch(self, examples: IntArray) -> Batch:
+        """[B] positions → tensors."""
+        ...
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Scalar mean loss of a batch; may call the model several times."""
+        ...
+
+    def describe(self, examples: IntArray) -> list[dict[str, Any]]:
+        """[B] positions → JSON for a person who asks what was in a batch."""
+        ...
+
+    def save(self, model: torch.nn.Module, directory: Path) -> None:
+        """Write the trained model as it is loaded later: safetensors and JSON."""
+        ...
+
+
+def shuffled(num_examples: int, batch_size: int, generator: np.random.Generator) -> list[IntArray]:
+    """A plan of full batches in random order; fewer examples than one batch are one batch."""
+    order = generator.permutation(num_examples)
+    full = num_examples // batch_size
+    if full == 0:
+        return [order] if num_examples else []
+    return list(order[: full * batch_size].reshape(full, batch_size))

@@ -1,0 +1,160 @@
+"""Weights on their way into DeepSpeed, into shards, and out again as one plain model.
+
+Everything here that touches a distributed engine is called by all ranks together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from fusionrec.training.config import Method, Precision, TrainingConfig
+from fusionrec.training.task import Task
+
+SHARDS = "deepspeed"
+
+
+def is_lora(config: TrainingConfig) -> bool:
+    """Whether adapters are trained."""
+    return config.method is Method.LORA
+
+
+def use_bf16(precision: Precision) -> bool:
+    """Whether to compute in bfloat16 here."""
+    if precision is Precision.AUTO:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return precision is Precision.BF16
+
+
+def build_engine(
+    wrap: Callable[[torch.nn.Module], torch.nn.Module],
+    task: Task,
+    config: TrainingConfig,
+    world_size: int,
+) -> Any:
+    """A ``deepspeed.DeepSpeedEngine`` around ``wrap`` of the task's model."""
+    # DeepSpeed takes seconds to import, and reads DS_ACCELERATOR while it does.
+    import deepspeed
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    # Before any model is built: ZeRO-3 partitions it then, and must know the group.
+    deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    settings = config.deepspeed(world_size, bf16=use_bf16(config.precision))
+    # Alive while the model is loaded: without it every rank would hold all of a ZeRO-3 model.
+    partition: Any = HfDeepSpeedConfig  # not typed
+    partitioning = partition(settings) if config.zero_stage == 3 else None
+    torch.manual_seed(config.seed)  # new weights (a head, adapters) are the same on every rank
+    model = with_adapters(task.build_model(), task, config)
+    del partitioning
+    module = wrap(model)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in trained if _dimensions(p) > 1]
+    vectors = [p for p in trained if _dimensions(p) <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    engine, *_ = deepspeed.initialize(
+        model=module, model_parameters=[g for g in groups if g["params"]], config=settings
+    )
+    return engine
+
+
+def _dimensions(parameter: torch.nn.Parameter) -> int:
+    """Of the whole parameter, also where ZeRO-3 left only a shard of it here."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape)
+
+
+def with_adapters(model: torch.nn.Module, task: Task, config: TrainingConfig) -> torch.nn.Module:
+    """The model itself, or with LoRA adapters around its linear layers and all else frozen."""
+    if config.method is Method.FULL:
+        return model
+    import peft
+
+    adapted: torch.nn.Module = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules="all-linear",
+            exclude_modules=list(task.head) or None,
+        ),
+    )
+    for name, parameter in adapted.named_parameters():
+        if any(part in task.head for part in name.split(".")):
+            parameter.requires_grad_(True)
+    return adapted
+
+
+def save_shards(engine: Any, directory: Path, *, only_trained: bool) -> None:
+    """Write this rank's shards of weights and optimizer states."""
+    engine.save_checkpoint(
+        str(directory), tag=SHARDS, save_latest=False, exclude_frozen_parameters=only_trained
+    )
+
+
+def load_shards(engine: Any, directory: Path, *, only_trained: bool) -> None:
+    """The inverse of :func:`save_shards`. They are pickles: check their hashes first."""
+    loaded, _ = engine.load_checkpoint(
+        str(directory), tag=SHARDS, load_module_strict=not only_trained
+    )
+    assert loaded is not None
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file."""
+    safetensors.torch.save_file(tensors, path)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file."""
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
+    return tensors
+
+
+def gather(engine: Any) -> dict[str, torch.Tensor]:
+    """All weights and buffers of the task's model by name, whole, on rank 0; empty elsewhere.
+
+    Trained weights are the optimizer's float32 ones, also where bfloat16 did the computing.
+    """
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    keep = dist.get_rank() == 0
+    full: dict[str, torch.Tensor] = {}
+    for name, parameter in engine.module.model.named_parameters():
+        if parameter.requires_grad:
+            value = safe_get_full_fp32_param(parameter)
+            if keep:
+                full[name] = value.detach().cpu().clone()
+        else:
+            with deepspeed.zero.GatheredParameters(
+                [parameter], enabled=hasattr(parameter, "ds_id")
+            ):
+                if keep:
+                    full[name] = parameter.detach().cpu().clone()
+    if keep:
+        full |= {n: b.detach().cpu().clone() for n, b in engine.module.model.named_buffers()}
+    return full
+
+
+def merged(full: dict[str, torch.Tensor], task: Task, config: TrainingConfig) -> torch.nn.Module:
+    """A plain model on the CPU with the weights of :func:`gather`, adapters merged."""
+    model: Any = with_adapters(task.build_model(), task, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(full.pop(name))
+        for name, buffer in model.named_buffers():
+            buffer.copy_(full.pop(name))
+    assert not full, f"weights without a place: {sorted(full)}"
+    if is_lora(config):
+        model = model.merge_and_unload()
+    plain: torch.nn.Module = model.eval()
+    return plain

@@ -1,0 +1,61 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RANK = Path(__file__).with_name("rank.py")
+
+
+class Workers:
+    """Runs scenarios (see rank.py) in two processes that talk gloo."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def run(self, *scenarios: dict, may_die: bool = False) -> list[dict]:
+        """The answers of rank 0; None for a scenario that ended in a kill."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        answers = []
+        for number, scenario in enumerate(scenarios):
+            answers.append(self.directory / f"answer-{port}-{number}")
+            scenario["answer"] = str(answers[-1])
+        file = self.directory / f"scenarios-{port}.json"
+        file.write_text(json.dumps(scenarios))
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        shared |= {"MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        logs = [self.directory / f"log-{port}-{rank}.txt" for rank in range(2)]
+        processes = []
+        for rank, log in enumerate(logs):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with log.open("wb") as stream:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, str(RANK), str(file)],
+                        env=os.environ | shared | own,
+                        stdout=stream,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        try:
+            # Rank 1 is the one that is killed; its peer may wait for it for minutes.
+            status = processes[1].wait(timeout=400)
+            if may_die:
+                assert status == -9, logs[1].read_text()[-3000:]
+                return [None] * len(scenarios)
+            assert (processes[0].wait(timeout=60), status) == (0, 0), logs[0].read_text()[-3000:]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return [json.loads(answer.with_suffix(".0.json").read_text()) for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Workers:
+    return Workers(tmp_path_factory.mktemp("workers"))

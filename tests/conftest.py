@@ -4,6 +4,7 @@ The environment is set before anything imports Ray, DeepSpeed or tokenizers: eac
 """
 
 import os
+import secrets
 import string
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 for _name, _value in {
     "DS_ACCELERATOR": "cpu" if not Path("/dev/nvidiactl").exists() else "cuda",
     "HF_HUB_OFFLINE": "1",  # a test that reached for the hub would pass or fail with the network
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(16),  # else Ray writes one into the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_usage_threshold": "0.98",  # the monitor counts the whole machine, not only Ray
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # the first start compiles DeepSpeed's op

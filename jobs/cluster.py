@@ -1,0 +1,67 @@
+"""Ray for an entry point: the cluster that the job was submitted to, or one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+
+
+@contextmanager
+def start(num_cpus: int | None = None) -> Iterator[None]:
+    """Have Ray up for the block.
+
+    Where Ray is up in this process already it is used, and left up. Under ``ray job submit``, or
+    with ``RAY_ADDRESS`` set, the block connects to that cluster. Otherwise a Ray of its own starts
+    on loopback, without a dashboard, and stops with the block; a cluster that somebody else runs on
+    this machine is never joined by chance.
+
+    What workers print stays in Ray's log folder, whose path goes to standard error.
+
+    Args:
+        num_cpus: logical CPUs of a Ray of its own, by default the machine's; no meaning elsewhere.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    context: Any
+    if os.environ.get("RAY_ADDRESS"):
+        context = ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    else:
+        _bind_to_loopback()
+        context = ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+        token = Path.home() / ".ray" / "auth_token"
+        if token.is_file():
+            token.chmod(0o600)  # Ray creates it readable by everybody
+    sys.stderr.write(f"Ray logs to {Path(context.address_info['session_dir']) / 'logs'}\n")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _bind_to_loopback() -> None:
+    """Keep a Ray of one machine off the network.
+
+    Ray 2.60 binds its processes to all interfaces on Linux, and metrics are served without the
+    token. The switch that keeps it on loopback on macOS and Windows works on Linux too; Ray reads
+    it on import, which has happened, and its child processes read it from the environment.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    # Says on every start that token authentication is on, as it is by default.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)

@@ -1,0 +1,108 @@
+"""What the encoder and the reranker share: tokens, and batches of similar length.
+
+Texts are sorted by their number of tokens before they are batched: a batch is padded to its longest
+text, and without the order most of the work would be on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from fusionrec.data.histories import FloatArray
+from fusionrec.errors import ModelError
+
+Row: TypeAlias = dict[str, list[int]]
+"""One tokenised text: ``input_ids``, ``attention_mask`` and what else its model takes."""
+
+
+def pick_device(device: torch.device | str | None) -> torch.device:
+    """``device``, or by default the GPU where there is one."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def check_max_tokens(model: Any, max_tokens: int, name: str) -> None:
+    """Refuse texts that are longer than what the model has positions for.
+
+    Raises:
+        ModelError: ``max_tokens`` is too large.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_tokens > positions:
+        raise ModelError(
+            f"max_tokens = {max_tokens} is more than the {positions} positions of model {name}; "
+            f"set it to {positions} or less"
+        )
+
+
+def tokenize(
+    tokenizer: Any, max_tokens: int, texts: Sequence[str], seconds: Sequence[str] | None = None
+) -> list[Row]:
+    """One row a text, or a pair of a text and its second; what is beyond ``max_tokens`` is cut off.
+
+    Of a pair, the longer text is cut first.
+    """
+    if not texts:
+        return []
+    pairs = None if seconds is None else list(seconds)
+    found = tokenizer(list(texts), pairs, truncation=True, max_length=max_tokens)
+    return [{name: found[name][row] for name in found} for row in range(len(texts))]
+
+
+def pad(tokenizer: Any, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """[B, L] tensors of B rows, padded to the longest."""
+    return dict(tokenizer.pad(list(rows), return_tensors="pt"))
+
+
+def infer(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
+    batch_size: int,
+) -> FloatArray:
+    """``forward`` of one row or more in batches of similar length; results in the rows' order.
+
+    Args:
+        model: on whose device ``forward`` works.
+        tokenizer: the one that made the rows.
+        rows: of :func:`tokenize`.
+        forward: from padded inputs of B rows to a tensor [B, …].
+        batch_size: rows at a time.
+    """
+    # Longest first: a batch that does not fit into memory fails at once.
+    order = np.argsort([-len(row["input_ids"]) for row in rows], kind="stable")
+    results = []
+    with _inference(model):
+        for start in range(0, len(order), batch_size):
+            inputs = pad(tokenizer, [rows[row] for row in order[start : start + batch_size]])
+            on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            results.append(forward(on_device).float().cpu().numpy())
+    out: FloatArray = np.empty((len(rows), *results[0].shape[1:]), dtype=np.float32)
+    out[order] = np.concatenate(results)
+    return out
+
+
+@contextmanager
+def _inference(model: Any) -> Iterator[None]:
+    """No gradients, no dropout; bf16 on a GPU that has it, float32 elsewhere.
+
+    The weights stay as they are, so that a model is saved in the precision it was loaded in.
+    """
+    training = model.training
+    if training:
+        model.eval()
+    kind = model.device.type
+    half = kind == "cuda" and torch.cuda.is_bf16_supported()
+    try:
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=half):
+            yield
+    finally:
+        if training:
+            model.train()

@@ -1,0 +1,137 @@
+"""The reranker: a cross-encoder that reads a history and a candidate together.
+
+One transformer pass per pair, so it is for the few dozen candidates at the top of the fused list.
+It sees what an encoder cannot, the words of the history beside those of the candidate, and pays for
+it: nothing can be computed ahead. The pairs of a whole batch of histories are batched together.
+
+Shape legend: B histories, C candidates of one history, P pairs, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from fusionrec.config import Config
+from fusionrec.data.histories import FloatArray
+from fusionrec.language.inference import check_max_tokens, infer, pad, pick_device, tokenize
+from fusionrec.language.models import (
+    DEFAULT_MODEL,
+    load_pretrained,
+    read_settings,
+    resolve,
+    save_pretrained,
+)
+
+
+class RerankerConfig(Config):
+    """What makes a model folder a reranker; ``reranker.json`` beside the weights."""
+
+    model: str = DEFAULT_MODEL
+    """Where the weights came from: package:NAME, a folder, or a name on the hub."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    max_tokens: int = Field(default=256, ge=8)
+    """Tokens that are read of a history and a candidate together, special tokens included."""
+    history_items: int = Field(default=5, ge=1)
+    """Newest items that make the text of a history."""
+
+
+class Reranker:
+    """A sequence classifier with one logit, on a device. Safe to call from several threads."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, config: RerankerConfig, device: torch.device | None = None
+    ) -> None:
+        """Wrap a loaded model, which is moved to ``device`` (by default left where it is).
+
+        Raises:
+            ModelError: the model has fewer positions than ``config.max_tokens``.
+        """
+        check_max_tokens(model, config.max_tokens, config.model)
+        self.model = model if device is None else model.to(device)
+        self.tokenizer = tokenizer
+        self.config = config
+        # Sets the tokenizer's truncation now: to change it while another thread encodes raises.
+        tokenize(tokenizer, config.max_tokens, [""], [""])
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Load what :meth:`save` wrote, or start one from the weights of an encoder.
+
+        A model without a head of one logit gets one, drawn from ``seed``: its scores mean nothing
+        before it is trained. ``device`` is the GPU by default, where there is one.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be loaded.
+        """
+        folder = resolve(model, revision)
+        config = read_settings(RerankerConfig, folder) or RerankerConfig(
+            model=str(model), revision=revision
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # transformers draws a new head from the global generator
+            classifier = load_pretrained(
+                AutoModelForSequenceClassification.from_pretrained,
+                folder,
+                dtype=torch.float32,
+                num_labels=1,
+            )
+        tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
+        return cls(classifier.eval(), tokenizer, config, pick_device(device))
+
+    def inputs(
+        self, histories: Sequence[str], candidates: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """[P, L] tensors on the CPU of P pairs, for ``model(**inputs).logits`` [P, 1]."""
+        return pad(
+            self.tokenizer,
+            tokenize(self.tokenizer, self.config.max_tokens, histories, candidates),
+        )
+
+    def score(
+        self,
+        history_texts: Sequence[str],
+        candidate_texts: Sequence[Sequence[str]],
+        batch_size: int = 64,
+    ) -> list[FloatArray]:
+        """Logits of the candidates of each of B histories: B arrays [C], in their order.
+
+        A blank history says nothing about any candidate: zeros.
+        """
+        assert len(history_texts) == len(candidate_texts)
+        scores = [np.zeros(len(row), dtype=np.float32) for row in candidate_texts]
+        asked = [index for index, text in enumerate(history_texts) if text.strip()]
+        firsts = [history_texts[i] for i in asked for _ in candidate_texts[i]]
+        seconds = [text for i in asked for text in candidate_texts[i]]
+        if not firsts:
+            return scores
+        rows = tokenize(self.tokenizer, self.config.max_tokens, firsts, seconds)
+        flat = infer(self.model, self.tokenizer, rows, self._logits, batch_size)
+        start = 0
+        for index in asked:
+            stop = start + len(scores[index])
+            scores[index] = flat[start:stop]
+            start = stop
+        return scores
+
+    def save(self, directory: Path) -> None:
+        """Write a model folder (safetensors, tokenizer) and ``reranker.json``."""
+        save_pretrained(self.model, self.tokenizer, directory, self.config)
+
+    def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = self.model(**inputs).logits[:, 0]
+        return logits

@@ -1,0 +1,1 @@
+"""Training objectives of the language models: pure functions on tensors, one file each."""

@@ -18,59 +18,34 @@ def values(ranks, k):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "k", "expected"),
+    ("ranks", "k", "expected"),  # in the order of METRICS: ndcg, hr, mrr, map, p, r, f1
     [
-        (
-            [1],
-            10,
-            {"ndcg": 1, "hr": 1, "mrr": 1, "map": 1, "precision": 0.1, "recall": 1, "f1": 2 / 11},
-        ),
-        (
-            [3],
-            10,
-            {
-                "ndcg": 0.5,
-                "hr": 1,
-                "mrr": 1 / 3,
-                "map": 1 / 3,
-                "precision": 0.1,
-                "recall": 1,
-                "f1": 2 / 11,
-            },
-        ),
-        ([10], 10, {"ndcg": 1 / math.log2(11), "hr": 1, "mrr": 0.1, "map": 0.1}),
-        (
-            [10.5],
-            10,
-            {"ndcg": 0, "hr": 0, "mrr": 0, "map": 0, "precision": 0, "recall": 0, "f1": 0},
-        ),
-        ([INF], 10, {"ndcg": 0, "hr": 0, "mrr": 0, "map": 0, "precision": 0, "recall": 0, "f1": 0}),
-        ([2.5], 10, {"ndcg": 1 / math.log2(3.5), "hr": 1, "mrr": 0.4, "map": 0.4}),
+        ([1], 10, (1, 1, 1, 1, 0.1, 1, 2 / 11)),
+        ([3], 10, (0.5, 1, 1 / 3, 1 / 3, 0.1, 1, 2 / 11)),
+        ([10], 10, (1 / math.log2(11), 1, 0.1, 0.1, 0.1, 1, 2 / 11)),
+        ([10.5], 10, (0, 0, 0, 0, 0, 0, 0)),
+        ([INF], 10, (0, 0, 0, 0, 0, 0, 0)),
+        ([2.5], 10, (1 / math.log2(3.5), 1, 0.4, 0.4, 0.1, 1, 2 / 11)),
         (
             [4, 1, INF],
             5,
-            {
-                "ndcg": (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3) + 0.5),
-                "hr": 1,
-                "mrr": 1,
-                "map": (1 / 1 + 2 / 4) / 3,
-                "precision": 2 / 5,
-                "recall": 2 / 3,
-                "f1": 2 * 2 / (5 + 3),
-            },
+            (
+                (1 + 1 / math.log2(5)) / (1 + 1 / math.log2(3) + 0.5),
+                1,
+                1,
+                (1 / 1 + 2 / 4) / 3,
+                2 / 5,
+                2 / 3,
+                2 * 2 / (5 + 3),
+            ),
         ),
-        (
-            [1, 2, 3],
-            2,
-            {"ndcg": 1, "hr": 1, "mrr": 1, "map": 1, "precision": 1, "recall": 2 / 3, "f1": 0.8},
-        ),
-        ([], 10, {"ndcg": 0, "hr": 0, "mrr": 0, "map": 0, "precision": 0, "recall": 0, "f1": 0}),
+        ([1, 2, 3], 2, (1, 1, 1, 1, 1, 2 / 3, 0.8)),
+        ([], 10, (0, 0, 0, 0, 0, 0, 0)),
     ],
 )
 def test_values_worked_out_by_hand(ranks, k, expected):
-    found = values(ranks, k)
-    for name, value in expected.items():
-        assert found[name] == pytest.approx(value), name
+    assert list(METRICS) == ["ndcg", "hr", "mrr", "map", "precision", "recall", "f1"]
+    assert tuple(values(ranks, k).values()) == pytest.approx(expected)
 
 
 def test_one_value_a_case():

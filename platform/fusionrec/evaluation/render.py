@@ -1,0 +1,159 @@
+"""The pages that people read, made from a report and nothing else: Markdown, and one HTML file."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from fusionrec.evaluation import charts
+from fusionrec.evaluation.metrics import METRICS
+from fusionrec.evaluation.report import PRIMARY, Report
+from fusionrec.evaluation.significance import Comparison, Estimate
+
+TITLES = {
+    "ndcg": "NDCG",
+    "hr": "HR",
+    "mrr": "MRR",
+    "map": "MAP",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+}
+"""How the metrics are written; every metric has a title."""
+assert TITLES.keys() == METRICS.keys()
+
+
+def write(report: Report, directory: Path) -> None:
+    """Write ``report.json``, ``report.md`` and ``report.html`` into ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    report.save(directory / "report.json")
+    (directory / "report.md").write_text(markdown(report), encoding="utf-8")
+    (directory / "report.html").write_text(html(report), encoding="utf-8")
+
+
+def html(report: Report) -> str:
+    """One self-contained page."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": _number, "p": _p, "percent": _percent}
+    template = files("fusionrec.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        report=report,
+        systems=charts.ordered(report),
+        headline=report.comparison(report.served.name, report.best_source.name),
+        primary=PRIMARY,
+        titles=TITLES,
+        terms=list(dict.fromkeys(term for row in report.weights.values() for term in row)),
+        metric_chart=Markup(charts.metric_chart(report)),  # noqa: S704 - charts escape their text
+        curve_chart=Markup(charts.curve_chart(report)),  # noqa: S704
+        slice_chart=Markup(charts.slice_chart(report)),  # noqa: S704
+    )
+
+
+def markdown(report: Report) -> str:
+    """The same as GitHub-flavoured Markdown: tables, no charts."""
+    k, systems = report.config.k, charts.ordered(report)
+    level = f"{report.config.bootstrap.level:.0%}"
+    headline = report.comparison(report.served.name, report.best_source.name)
+    lines = [f"# Evaluation on {report.dataset.name}", ""]
+    lines += [
+        f"{report.protocol}, {report.part} part, {report.num_cases:,} cases, "
+        f"{report.num_targets:,} targets, {report.dataset.num_items:,} items, full ranking, "
+        f"mean rank of ties. In brackets: {level} bootstrap intervals.",
+        "",
+    ]
+    if headline is not None:
+        lines += [sentence(headline, k), ""]
+    head = ["system", *(f"{TITLES[m]}@{k}" for m in METRICS), "ranked", "seconds"]
+    rows = [
+        [
+            system.name,
+            *(_interval(system.metrics[m]) for m in METRICS),
+            f"{system.ranked:.1%}",
+            f"{system.seconds:.1f}",
+        ]
+        for system in systems
+    ]
+    lines += _table(head, rows)
+    lines += ["", "## Compared", ""]
+    head = ["metric", "a", "b", "a − b", "a / b", "p"]
+    rows = [
+        [
+            f"{TITLES[c.metric]}@{k}",
+            c.a,
+            c.b,
+            _interval(c.difference),
+            "–" if c.ratio is None else _interval(c.ratio, 3),
+            _p(c.p_value),
+        ]
+        for c in report.comparisons
+    ]
+    lines += _table(head, rows)
+    lines += ["", f"## {TITLES[PRIMARY]}@{k} by slice", ""]
+    rows = [
+        [
+            f"{part.group}: {part.name}",
+            f"{part.num_cases:,}",
+            *(_interval(system.slices[index]) for system in systems),
+        ]
+        for index, part in enumerate(report.slices)
+    ]
+    lines += _table(["slice", "cases", *(system.name for system in systems)], rows)
+    lines += ["", f"## Beyond accuracy, lists of {k}", ""]
+    head = ["system", "coverage", f"diversity ({report.diversity_over})", "novelty, bits", "Gini"]
+    rows = [
+        [system.name, *(_number(value, 3) for value in system.beyond.values())]
+        for system in systems
+    ]
+    lines += _table(head, rows)
+    if report.weights:
+        terms = list(dict.fromkeys(term for row in report.weights.values() for term in row))
+        lines += ["", "## Weights of the fusion", ""]
+        rows = [
+            [segment, *(_number(row.get(term), 3) for term in terms)]
+            for segment, row in report.weights.items()
+        ]
+        lines += _table(["segment", *terms], rows)
+    lines += [
+        "",
+        f"Data set fingerprint `{report.dataset.fingerprint}`. Bootstrap: "
+        f"{report.config.bootstrap.draws} draws, seed {report.config.bootstrap.seed}. "
+        f"{report.seconds:.1f} s.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def sentence(found: Comparison, k: int) -> str:
+    """What a comparison says, in words."""
+    name = f"{TITLES[found.metric]}@{k}"
+    ratio = "" if found.ratio is None else f" ({found.ratio.mean:.3f} ×)"
+    verdict = "significant" if found.significant else "not significant"
+    return (
+        f"**{found.a}** has {name} {found.mean_a:.4f} against {found.mean_b:.4f} of "
+        f"**{found.b}**{ratio}; the difference {_interval(found.difference)} is {verdict}, "
+        f"p {_p(found.p_value)}."
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
+
+
+def _interval(found: Estimate, digits: int = 4) -> str:
+    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"

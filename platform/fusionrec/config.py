@@ -6,6 +6,7 @@ under a field is its documentation and its ``--help``; it names the unit.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,17 +83,33 @@ def parse(cls: type[T], argv: Sequence[str] | None = None) -> T:
             cli_avoid_json=True,
             cli_hide_none_type=True,
             cli_exit_on_error=False,
-            cli_parse_args=arguments,
         )
-        environment = EnvSettingsSource(cls)
+        flags.root_parser.epilog = (
+            "--config FILE reads settings from a YAML file; FUSIONREC_NAME in the environment "
+            "overrides the file, and a flag overrides both."
+        )
         values: dict[str, Any] = {}
-        for source in (file_values, environment(), flags()):
+        for source in (file_values, _read_environment(cls), flags(args=arguments)()):
             values = _merge(values, source)
         return cls(**values)
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from error
     except SettingsError as error:
-        raise ConfigError(f"{error}; see {name} --help") from error
+        reason = str(error).removeprefix("error parsing CLI: ")
+        raise ConfigError(f"{reason}; see {name} --help") from error
+
+
+def _read_environment(cls: type[JobConfig]) -> dict[str, Any]:
+    try:
+        return EnvSettingsSource(cls)()
+    except SettingsError as error:
+        # Only settings with parts (lists, mappings, groups) are parsed before validation.
+        [field] = [name for name in cls.model_fields if f'"{name}"' in str(error)]
+        variable = f"{cls.model_config['env_prefix']}{field}".upper()
+        raise ConfigError(
+            f"environment variable {variable} = {os.environ.get(variable)!r} is not JSON: write it "
+            "as a JSON list or object"
+        ) from error
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +132,8 @@ def _read_config_flag(arguments: list[str]) -> dict[str, Any]:
         if argument.startswith("--config="):
             del arguments[index]
             return read_yaml(Path(argument.removeprefix("--config=")))
+        if argument == "--config":
+            raise ConfigError("flag --config has no value: give --config FILE, a YAML file")
     return {}
 
 
@@ -129,7 +148,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1})" if mark else ""
+        raise ConfigError(f"config file {path}{place} is not YAML in UTF-8: mend it") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config file {path} must be a mapping of settings to values")
     return values

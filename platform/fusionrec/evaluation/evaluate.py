@@ -13,12 +13,10 @@ from typing import Protocol, TypeVar
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
 from fusionrec.data.splits import Cases
 from fusionrec.evaluation.run import DEPTH
-from fusionrec.evaluation.systems import Kind, ListMeter, Measured, measure_source
+from fusionrec.evaluation.systems import BLOCK, Kind, ListMeter, Measured, measure_source
 from fusionrec.progress import bar
 from fusionrec.sources.protocol import Ranked, Source
 
-BLOCK = 256
-"""Histories that travel through a pipeline together."""
 FUSED, RERANKED = "fused", "fused + reranker"
 
 

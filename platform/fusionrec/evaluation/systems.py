@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -21,6 +21,9 @@ from fusionrec.evaluation.ranks import Ranks, RealArray, full_ranks, list_ranks,
 from fusionrec.sources.protocol import Source
 
 T = TypeVar("T", bound=np.generic)
+
+BLOCK = 256
+"""Histories that travel through a source or a pipeline together."""
 
 
 class Kind(StrEnum):
@@ -66,9 +69,12 @@ def measure_source(
     start = time.perf_counter()
     ranks = full_ranks(source, cases.histories, cases.targets, len(item_counts), advance=advance)
     seconds = time.perf_counter() - start
-    top = source.top(cases.histories, k)
-    seen = seen_items(top.items, cases.histories)
-    return Measured(source.name, Kind.SOURCE, ranks, top.items, top.scores, seen, seconds)
+    meter = ListMeter(source.name, Kind.SOURCE, cases, k, k)
+    for first in range(0, len(cases), BLOCK):
+        block = cases.histories.slice(first, min(first + BLOCK, len(cases)))
+        top = source.top(block, k)
+        meter.add(top.items, top.scores)
+    return replace(meter.measured(), ranks=ranks, seconds=seconds)
 
 
 class ListMeter:

@@ -4,7 +4,7 @@ Everything is drawn from one seed: the same configuration gives the same files, 
 
 **Items.** Item *i* has a main and a second topic (weights φ_i, .7 and .3, over the topics of
 :mod:`~fusionrec.data.synthetic.words`, shared by all domains), an era, a hidden style, a domain, a
-creator (whose works are alike), a popularity a_i ~ N(0, .9²) and a date of release r_i; 30% belong
+creator (whose works are alike), a popularity a_i ~ N(0, 1) and a date of release r_i; 30% belong
 to series, some of which go from a book to its film to its songs. f_i is the vector of all of these
 but creator, popularity and date. A share of the items appears in the last days or never: *cold*.
 
@@ -22,9 +22,9 @@ w_u(t) = σ((t − turn_u) / pace_u): at once for half of the users, slowly for 
 **Events.** At time t, after the history h of which R are the three newest items, the next item is
 drawn without return, among those released, from::
 
-    c_i(t) = a_i + 2 · exp(−(t − r_i) / 60 days)
+    c_i(t) = a_i + 2.5 · exp(−(t − r_i) / 60 days)
     z_ui   = c_i(t) + θ_u(t)·f_i + 1.5 · φ_i·mean(φ_R) + 1.5 · [creator of i made one of R]
-             + 4.5 · [i continues the series of one of R] − 2 · [the part before i is not in h]
+             + 4 · [i continues the series of one of R] − 2 · [the part before i is not in h]
     p(i | u, t, h) = (1 − noise) · softmax(z_u) + noise · softmax(c)
 
 **Ratings and reviews.** A rating from 1 to 5 rises with how well topics and style fit the taste; a

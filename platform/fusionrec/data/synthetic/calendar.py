@@ -35,7 +35,7 @@ def draw_times(lengths: IntArray, rng: np.random.Generator) -> IntArray:
     begin = START + (span * 0.98 * rng.beta(1.3, 1.2, num_users)).astype(np.int64)
     staying = rng.random(num_users) < 0.55
     left = begin + ((END - begin) * rng.random(num_users)).astype(np.int64)
-    end = np.where(staying, END - (3 * DAY * rng.random(num_users)).astype(np.int64), left)
+    end = np.where(staying, END - (2 * DAY * rng.random(num_users)).astype(np.int64), left)
     end = np.maximum(end, begin)
 
     num_sessions = np.maximum(1, lengths // 3)

@@ -20,12 +20,12 @@ MOOD = 1.5
 """Logit of a topic for its mean weight in the recent events."""
 CREATOR = 1.5
 """Logit of an item by the creator of a recent one."""
-SEQUEL = 4.5
+SEQUEL = 4.0
 """Logit of an item that continues the series of a recent one."""
 MID_SERIES = 2.0
 """Logit that an item loses while the one before it in its series is unknown to the user."""
-NOVELTY = 2.0
-"""Logit of an item on the day of its release; it halves in about six weeks."""
+NOVELTY = 2.5
+"""Logit of an item on the day of its release; it halves every 42 days."""
 NOVELTY_S = 60 * DAY
 
 

@@ -26,9 +26,9 @@ STYLE_COLUMNS = slice(ERA_COLUMNS.stop, ERA_COLUMNS.stop + NUM_STYLES)
 DOMAIN_COLUMNS = slice(STYLE_COLUMNS.stop, STYLE_COLUMNS.stop + len(DOMAINS))
 NUM_FEATURES = DOMAIN_COLUMNS.stop
 
-TOPIC_STRENGTH, ERA_STRENGTH, STYLE_STRENGTH = 5.5, 0.8, 2.0
+TOPIC_STRENGTH, ERA_STRENGTH, STYLE_STRENGTH = 6.0, 1.0, 2.0
 """Logits between an item that a user loves and one that says nothing to them."""
-APPEAL_SPREAD = 0.9
+APPEAL_SPREAD = 1.0
 """Standard deviation of the logit of an item's popularity."""
 
 
@@ -39,15 +39,15 @@ class SyntheticConfig(Config):
     """Seed of everything that is drawn."""
     num_users: int = Field(default=1_300, ge=2, le=100_000)
     """Users, each with at least three events."""
-    num_items: int = Field(default=2_000, ge=50, le=100_000)
+    num_items: int = Field(default=2_400, ge=50, le=100_000)
     """Items of the three domains together."""
-    median_events: float = Field(default=18.0, ge=3.0, le=1_000.0)
+    median_events: float = Field(default=15.0, ge=3.0, le=1_000.0)
     """Median number of events of a user; the lengths are log-normal, so their mean is higher."""
     noise: float = Field(default=0.1, ge=0.0, le=1.0)
     """Probability that an event follows popularity alone and says nothing about its user."""
     drift: float = Field(default=0.6, ge=0.0, le=1.0)
     """Share of a user's taste that has been replaced at the end; 0 makes tastes stand still."""
-    cold_fraction: float = Field(default=0.1, ge=0.0, le=0.5)
+    cold_fraction: float = Field(default=0.12, ge=0.0, le=0.5)
     """Share of the items that appear in the last days, or only after the last event."""
 
 
@@ -122,7 +122,7 @@ def _draw_items(config: SyntheticConfig, rng: np.random.Generator) -> dict[str, 
     recent = rng.random(num_items) < 0.3
     released[recent] = rng.integers(START, END, recent.sum())
     late = rng.random(num_items) < config.cold_fraction
-    released[late] = rng.integers(END - 5 * DAY, END + DAY, late.sum())
+    released[late] = rng.integers(END - 3 * DAY, END + DAY, late.sum())
 
     previous = np.full(num_items, -1, dtype=np.int32)
     for chain in _draw_series(domains, rng):

@@ -1,0 +1,224 @@
+import asyncio
+import hashlib
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from fusionrec.bundles.store import BundleStore
+from fusionrec.data.histories import Histories
+from fusionrec.serving.pipeline import Fused
+from serve_apps.gateway import Gateway
+
+KEY = "secret"
+HEADERS = {"content-type": "application/json"}
+
+
+class FakeStage:
+    """Answers like a Serve handle; ``failure`` is raised, or awaited where it is a function."""
+
+    def __init__(self, name: str, method: Callable[..., Any]) -> None:
+        self.sizes: list[int] = []
+        self.failure: Exception | Callable[[], Any] | None = None
+        self._method = method
+        setattr(self, name, SimpleNamespace(remote=self._remote))
+
+    async def _remote(self, bundle: str, histories: Histories, *rest: Any) -> Any:
+        self.sizes.append(len(histories))
+        if isinstance(self.failure, Exception):
+            raise self.failure
+        if self.failure is not None:
+            await self.failure()
+        return self._method(histories, *rest)
+
+
+def retrieve(histories: Histories) -> Fused:
+    """Items 0 to 4; the term of the vectors is missing without the embedder."""
+    items = np.tile(np.arange(5, dtype=np.int32), (len(histories), 1))
+    text = 0.0 if histories.vectors is None else 0.25
+    terms = np.tile(np.array([[0.5], [text]], np.float32), (len(histories), 1, 5))
+    return Fused(items, terms.sum(axis=1), terms, ("popularity", "semantic"))
+
+
+def rerank(histories: Histories, fused: Fused) -> Fused:
+    """The reverse order."""
+    flipped = fused.items[:, ::-1]
+    return Fused(flipped, fused.scores, fused.terms, fused.term_names)
+
+
+class Rig:
+    """A gateway over fake stages and a client that calls it in this process."""
+
+    def __init__(self, store: BundleStore, **options: Any) -> None:
+        self.embedder = FakeStage("embed", lambda h: np.ones((len(h), 2), np.float32))
+        self.retriever = FakeStage("retrieve", retrieve)
+        self.reranker = FakeStage("rerank", rerank)
+        gateway = Gateway(
+            str(store.directory),
+            store.current().name,
+            self.embedder,
+            self.retriever,
+            self.reranker,
+            **{
+                "max_batch": 8,
+                "max_running_batches": 1,
+                "max_waiting": 20,
+                "stage_timeout_s": 0.2,
+                "api_keys": (),
+                **options,
+            },
+        )
+        transport = httpx.ASGITransport(gateway.__serve_build_asgi_app__())
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    async def recommend(self, **body: Any) -> dict[str, Any]:
+        response = await self.client.post("/v1/recommend", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+@pytest.fixture
+def rig(paper_bundles: BundleStore) -> Rig:
+    return Rig(paper_bundles)
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def test_an_answer_passes_all_stages(rig: Rig, paper_bundles: BundleStore):
+    answer = asyncio.run(rig.recommend(user_id="ann", k=3, explain=True))
+    assert ids(answer) == ["i4", "i3", "i2"]
+    assert answer["items"][0]["terms"] == {"popularity": 0.5, "semantic": 0.25}
+    assert answer["bundle"] == paper_bundles.current_id()
+    assert set(answer["timings_ms"]) == {"embed", "retrieve", "rerank", "queue", "total"}
+    assert answer["degraded"] == []
+    assert answer["fallback"] is None
+
+
+def test_concurrent_requests_travel_as_one_batch(rig: Rig):
+    async def main():
+        return await asyncio.gather(*(rig.recommend(k=k + 1) for k in range(16)))
+
+    answers = asyncio.run(main())
+    assert [len(answer["items"]) for answer in answers] == [min(k + 1, 5) for k in range(16)]
+    assert sum(rig.retriever.sizes) == 16
+    assert len(rig.retriever.sizes) < 8
+    assert rig.embedder.sizes == rig.retriever.sizes == rig.reranker.sizes
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("killed"), lambda: asyncio.sleep(5)])
+def test_without_the_reranker_the_fused_order_is_answered(rig: Rig, failure: Any):
+    rig.reranker.failure = failure
+    answer = asyncio.run(rig.recommend())
+    assert answer["degraded"] == ["rerank"]
+    assert ids(answer) == [f"i{n}" for n in range(5)]
+
+
+def test_without_the_embedder_the_other_sources_go_on(rig: Rig):
+    rig.embedder.failure = RuntimeError("killed")
+    answer = asyncio.run(rig.recommend(explain=True))
+    assert answer["degraded"] == ["embed"]
+    assert answer["items"][0]["terms"] == {"popularity": 0.5, "semantic": 0.0}
+
+
+def test_without_the_retriever_the_client_is_told_to_come_back(rig: Rig):
+    async def main():
+        rig.retriever.failure = RuntimeError("killed")
+        for method, path in (("POST", "/v1/recommend"), ("GET", "/readyz")):
+            response = await rig.client.request(method, path, content=b"{}", headers=HEADERS)
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert "a stage is down" in response.text
+        assert (await rig.client.get("/healthz")).status_code == 200
+        rig.retriever.failure = None
+        assert (await rig.client.get("/readyz")).json() == {"ready": True, "degraded": []}
+
+    asyncio.run(main())
+
+
+def test_a_full_waiting_room_is_503(paper_bundles: BundleStore):
+    async def main():
+        rig = Rig(paper_bundles, max_waiting=1, max_batch=1)
+        rig.retriever.failure = lambda: asyncio.sleep(0.1)
+        posts = [rig.client.post("/v1/recommend", json={}) for _ in range(12)]
+        return await asyncio.gather(*posts)
+
+    responses = asyncio.run(main())
+    statuses = {response.status_code for response in responses}
+    assert statuses == {200, 503}
+    refused = next(r for r in responses if r.status_code == 503)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["detail"][0]["message"] == "too many requests; try again later"
+
+
+def test_bundle(rig: Rig, paper_bundles: BundleStore):
+    answer = asyncio.run(rig.client.get("/v1/bundle")).json()
+    assert answer["bundle"] == paper_bundles.current_id()
+    assert answer["dataset"] == {"name": "paper"}
+    assert (answer["num_items"], answer["num_users"]) == (20, 1)
+
+
+def test_keys_guard_what_is_worth_guarding(paper_bundles: BundleStore):
+    async def main():
+        rig = Rig(paper_bundles, api_keys=(hashlib.sha256(KEY.encode()).hexdigest(),))
+        for headers in ({}, {"x-api-key": "wrong"}, {"authorization": f"Basic {KEY}"}):
+            response = await rig.client.post("/v1/recommend", json={}, headers=headers)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert (await rig.client.get("/v1/bundle", headers=headers)).status_code == 401
+        assert not rig.retriever.sizes
+        for headers in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
+            response = await rig.client.post("/v1/recommend", json={}, headers=headers)
+            assert response.status_code == 200
+            assert (await rig.client.get("/v1/bundle", headers=headers)).status_code == 200
+        assert (await rig.client.get("/healthz")).status_code == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "field"),
+    [
+        (b"", "application/json", 422, "body"),
+        (b"{", "application/json", 422, "body"),
+        (b"\x00\xff", "application/json", 422, "body"),
+        (b'{"text":"\\ud800"}', "application/json", 422, "body"),
+        (b'{"k":' + b"9" * 50_000 + b"}", "application/json", 422, "body"),
+        (b"[" * 50_000, "application/json", 422, "body"),
+        (b'{"k":NaN}', "application/json", 422, "k"),
+        (b'{"k":1e999}', "application/json", 422, "k"),
+        (b'{"user_id":null,"colour":1}', "application/json", 422, "colour"),
+        (b"{}", "text/plain", 415, "content-type"),
+        (b"{}", "", 415, "content-type"),
+        (b"k=1", "application/x-www-form-urlencoded", 415, "content-type"),
+        (b'{"text":"' + b"x" * (1 << 20) + b'"}', "application/json", 413, "body"),
+    ],
+)
+def test_bad_requests(rig: Rig, body: bytes, content_type: str, status: int, field: str):
+    request = rig.client.post("/v1/recommend", content=body, headers={"content-type": content_type})
+    response = asyncio.run(request)
+    assert response.status_code == status
+    assert response.json()["detail"][0]["field"] == field
+    assert not rig.retriever.sizes
+
+
+def test_a_content_type_may_name_a_charset(rig: Rig):
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    response = asyncio.run(rig.client.post("/v1/recommend", content=b"{}", headers=headers))
+    assert response.status_code == 200
+
+
+def test_the_openapi_document_describes_request_and_answer(rig: Rig):
+    document = asyncio.run(rig.client.get("/openapi.json")).json()
+    operation = document["paths"]["/v1/recommend"]["post"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    schemas = document["components"]["schemas"]
+    assert set(schemas[reference.rpartition("/")[2]]["properties"]) == {
+        "user_id", "history", "text", "k", "filters", "explain",
+    }  # fmt: skip
+    assert {"HistoryEvent", "Filters", "RecommendResponse", "ErrorResponse"} <= set(schemas)
+    assert set(operation["responses"]) == {"200", "401", "413", "415", "422", "503"}

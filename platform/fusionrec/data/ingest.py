@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -225,6 +226,7 @@ def ingest(config: IngestConfig) -> DatasetInfo:
         DataError: the raw files cannot be used, or too many of their rows; nothing is written.
     """
     reader = open_reader(config.raw, config.format, config)
+    _warn_of_ignored(config, reader.format)
     tally = _Tally()
     with DatasetWriter(
         config.out,
@@ -255,6 +257,17 @@ def ingest(config: IngestConfig) -> DatasetInfo:
         if known is None:
             writer.write_items(mentioned.table())
         return writer.finish()
+
+
+def _warn_of_ignored(config: IngestConfig, name: str) -> None:
+    if name not in {"table", "recbole"}:
+        ignored = config.model_fields_set & set(Options.model_fields) - {"batch_bytes"}
+        for setting in sorted(ignored):
+            warnings.warn(
+                f"setting {setting} is ignored: files of format {name} need none; "
+                "give --format table to read them as tables",
+                stacklevel=3,
+            )
 
 
 def _ingest_items(reader: Reader, writer: DatasetWriter, tally: _Tally) -> HashSet | None:

@@ -132,6 +132,9 @@ class InteractionChecker:
         columns = {name: _as_ids(table.column(name)) for name in ("user_id", "item_id")}
         for name, ids in columns.items():
             verdicts.refuse(_blank(ids), f"{name} missing")
+            # Two rows, of which the first opens a quote that only the second closes.
+            ends = pc.fill_null(pc.match_substring(ids, "\n"), False)
+            verdicts.refuse(ends.to_numpy(zero_copy_only=False), f"line end in {name}")
         content = list(columns.values())
         if "timestamp" in names:
             times = parse_times(table.column("timestamp"), self.timestamp_unit)

@@ -68,6 +68,7 @@ def read(
     with TextStream(path, encoding) as stream:
         fields = list(names) if names else _header(stream, delimiter, quoted=quoted)
         numbering = _Numbering(header_lines=0 if names else 1)
+        last = (0, "")
         try:
             reader = pa_csv.open_csv(
                 stream,
@@ -91,12 +92,19 @@ def read(
             for batch in reader:
                 lines, blank = numbering.number(batch)
                 table = pa.table(batch)
+                if batch.num_rows:
+                    last = (int(lines[-1]), batch.column(batch.num_columns - 1)[-1].as_py())
                 if blank.any():
                     table, lines = table.filter(~blank), lines[~blank]
                 kept = table.select(columns) if columns else table
                 yield Rows(path.name, lines, kept, numbering.take(), stream.progress)
             empty = pa.table({name: pa.array([], pa.string()) for name in columns or fields})
             numbering.finish()
+            # Arrow takes the end of the file for the end of a quote, were it opened lines before.
+            if "\n" in last[1] and not stream.tail.rstrip().endswith(b'"'):
+                raise DataError(
+                    f"{path}: the double quote opened in line {last[0]} is never closed"
+                )
             yield Rows(path.name, np.empty(0, np.int64), empty, numbering.take(), 1.0)
         except pa.ArrowInvalid as error:
             if "Empty CSV" in str(error):  # a header and nothing else

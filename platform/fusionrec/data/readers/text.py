@@ -48,6 +48,8 @@ class TextStream(io.RawIOBase):
         name = "utf-8-sig" if encoding == "utf-8" else encoding
         self._decoder = codecs.getincrementaldecoder(name)(errors="fusionrec-mark")
         self._rest = b""
+        self.tail = b""
+        """The last bytes read."""
 
     def readable(self) -> bool:
         """True."""
@@ -75,8 +77,9 @@ class TextStream(io.RawIOBase):
             blocks = list(iter(lambda: self.read(1 << 20), b""))
             return b"".join(blocks)
         data = self._rest or self._block(size)
-        self._rest = data[size:]
-        return data[:size]
+        given, self._rest = data[:size], data[size:]
+        self.tail = (self.tail + given[-16:])[-16:]
+        return given
 
     def readline(self, size: int | None = -1) -> bytes:  # noqa: ARG002 - lines come whole
         """The next line with its end."""

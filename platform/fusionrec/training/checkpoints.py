@@ -29,7 +29,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from fusionrec.config import Config
-from fusionrec.errors import TrainingError
+from fusionrec.errors import CheckpointNotWritten
 from fusionrec.progress import console
 
 MANIFEST = "manifest.json"
@@ -89,7 +89,7 @@ class Checkpoints:
         """Commit a checkpoint; ``write(directory)`` writes a worker's shards.
 
         Raises:
-            TrainingError: it cannot be written; the checkpoints before it stay.
+            CheckpointNotWritten: on the rank that met the fault; the checkpoints before it stay.
         """
         final = self.directory / f"step-{step:08d}"
         partial = self.directory / f".{final.name}"
@@ -106,7 +106,7 @@ class Checkpoints:
             if self._rank == 0:
                 self._commit(partial, final, step, identity)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise TrainingError(
+            raise CheckpointNotWritten(
                 f"checkpoint {final} could not be written ({error}); free space there and run the "
                 "same command again: it goes on from the checkpoint before"
             ) from error

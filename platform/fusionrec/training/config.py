@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -43,7 +43,7 @@ class TrainingConfig(Config):
     """full: every weight; lora: low-rank adapters, merged into the weights at the end."""
     lora: LoraSettings = LoraSettings()
     """Only read by the method lora."""
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: int = Field(1, ge=1, le=3)
     """DeepSpeed ZeRO: 1 shards optimizer states over workers, 2 gradients too, 3 weights too."""
     epochs: int = Field(1, ge=1)
     """Passes over the examples."""

@@ -80,8 +80,9 @@ def train(
 
     Raises:
         NonFiniteLoss: names the step and the batch, which is saved as JSON. Raised on all ranks.
-        TrainingError: the directory holds a run with other settings, there are too few examples,
-            or a checkpoint cannot be written.
+        CheckpointNotWritten: raised on the rank that met it, while the others wait for it: whoever
+            started the processes ends them.
+        TrainingError: the directory holds a run with other settings, or there are too few examples.
         ModelError: the model cannot be loaded.
     """
     identity = {"task": task.identity, "training": config.identity()}

@@ -84,7 +84,7 @@ def with_adapters(model: torch.nn.Module, task: Task, config: TrainingConfig) ->
             lora_alpha=config.lora.alpha,
             lora_dropout=config.lora.dropout,
             target_modules="all-linear",
-            exclude_modules=list(task.head) or None,
+            exclude_modules=rf"(.*\.)?({'|'.join(task.head)})(\..*)?" if task.head else None,
         ),
     )
     for name, parameter in adapted.named_parameters():

@@ -1,0 +1,184 @@
+"""The Ray Train loop around the engine: who starts the processes, not what they do.
+
+Workers that die are started again by Ray and go on from the newest committed checkpoint, which the
+engine finds by itself; nothing depends on what Ray remembers of the run. The run's directory must
+be on storage that all nodes see. A run takes 30–60 s to start: the workers import torch, DeepSpeed
+and transformers.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import ray.train
+import ray.train.torch
+from pydantic import BaseModel
+
+from fusionrec import errors
+from fusionrec.progress import bar
+from fusionrec.training.config import TrainingConfig
+from fusionrec.training.engine import TrainingResult, train
+from fusionrec.training.task import Task
+from fusionrec.training.tracking import Report
+
+_PASSED_ON = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "HF_HOME", "PATH")
+"""Environment variables of the driver that decide what a worker finds."""
+
+
+def fit(
+    make_task: Callable[[], Task],
+    config: TrainingConfig,
+    directory: Path,
+    *,
+    num_workers: int = 1,
+    use_gpu: bool | None = None,
+    max_failures: int = 2,
+) -> TrainingResult:
+    """Train with Ray Train on the Ray that this process is connected to.
+
+    Args:
+        make_task: Called in every worker; picklable.
+        config: Of the engine.
+        directory: Of the run.
+        num_workers: Processes; each gets a GPU, where GPUs are used.
+        use_gpu: By default, whether the cluster has any now.
+        max_failures: How often the workers are started again after a failure.
+
+    Raises:
+        NonFiniteLoss, TrainingError, ModelError: as the engine does.
+        TrainingError: workers failed more often than allowed, or there are too few GPUs.
+    """
+    # Read when a run starts; the first start on a machine compiles an operator of DeepSpeed.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    directory = directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    cluster: Any = ray  # Ray's own annotations are partial
+    resources = cluster.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    use_gpu = gpus > 0 if use_gpu is None else use_gpu
+    if use_gpu and 0 < gpus < num_workers:
+        raise errors.TrainingError(
+            f"--num-workers {num_workers} needs as many GPUs and the cluster has {gpus}: "
+            f"set --num-workers {gpus}, or --no-use-gpu"
+        )
+    # A fraction where cores are few: the driver's own actors need room too.
+    cpus = min(1.0, round(0.8 * resources.get("CPU", 1.0) / num_workers, 2))
+    progress = directory / "progress.json"
+    progress.unlink(missing_ok=True)
+    trainer: Any = ray.train.torch.TorchTrainer(
+        cast("Callable[[dict[str, Any]], None]", _loop),
+        train_loop_config={
+            "make_task": make_task,
+            "config": config.model_dump(mode="json"),
+            "directory": str(directory),
+            "environment": {k: os.environ[k] for k in _PASSED_ON if k in os.environ},
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(directory),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+    )
+    try:
+        with _followed(progress, f"Fine-tune ({directory.name})"):
+            answer = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise errors.TrainingError(
+            f"the workers failed more than {max_failures} times, at last with: {reason}; the same "
+            "command goes on from the newest checkpoint"
+        ) from error
+    assert answer is not None
+    if "error" in answer:
+        kind: type[errors.FusionRecError] = getattr(errors, answer["error"])
+        raise kind(answer["message"])
+    return TrainingResult.model_validate(answer["result"])
+
+
+def _loop(settings: dict[str, Any]) -> dict[str, Any]:
+    """What every worker runs; the return value of rank 0 reaches the driver."""
+    os.environ.update(settings["environment"])
+    progress = Path(settings["directory"]) / "progress.json"
+    first = ray.train.get_context().get_world_rank() == 0
+
+    def on_report(report: Report) -> None:
+        if first:
+            _Progress(**asdict(report)).write(progress)
+        ray.train.report(asdict(report))  # waits for all ranks
+
+    try:
+        result = train(
+            settings["make_task"](),
+            TrainingConfig.model_validate(settings["config"]),
+            Path(settings["directory"]),
+            on_report=on_report,
+        )
+    except errors.CheckpointNotWritten:
+        raise  # the other ranks wait; Ray ends them and starts all of them again
+    except errors.FusionRecError as error:
+        # Every rank is here together, and a second attempt would end here too: not a failure that
+        # Ray should answer with one.
+        return {"error": type(error).__name__, "message": str(error)}
+    return {"result": result.model_dump(mode="json")}
+
+
+class _Progress(BaseModel):
+    """A report, as it travels from rank 0 to the driver's bar through the run's directory."""
+
+    step: int
+    total: int
+    epoch: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    examples_per_s: float
+
+    def write(self, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.model_dump_json(), encoding="utf-8")
+        partial.rename(path)
+
+    @property
+    def note(self) -> str:
+        return f"loss {self.loss:.4f} · {self.examples_per_s:.1f} examples/s"
+
+
+@contextmanager
+def _followed(progress: Path, description: str) -> Iterator[None]:
+    """Show a bar of what ``progress`` says for as long as the block runs."""
+    done = threading.Event()
+
+    def follow() -> None:
+        while not progress.exists():
+            if done.wait(0.5):
+                return
+        shown = 0
+        total = _Progress.model_validate_json(progress.read_bytes()).total
+        with bar(description, total) as advance:
+            while True:
+                last = done.wait(0.5)
+                now = _Progress.model_validate_json(progress.read_bytes())
+                advance(now.step - shown, now.note)
+                shown = now.step
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -5,7 +5,7 @@ ONCE ?=# make quickstart ONCE=1: end after the answer
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test bench serve
+.PHONY: help install quickstart check docs test bench serve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ check: install ## style, types, import directions, docs and layout
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/test_docs.py tests/test_layout.py
 
+docs: install ## rewrite the generated tables in docs/
+	@$(BIN)/python -m tests.test_docs
+
 test: install ## the whole test suite
 	$(BIN)/pytest
 
@@ -34,4 +37,4 @@ bench: install ## the benchmarks; each prints its figures and writes artifacts/b
 	  name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
 serve: install ## the endpoint on artifacts/bundles/current, on this machine
-	@$(BIN)/serve run serve_apps/recommend.yaml
+	@$(BIN)/python -m serve_apps.run

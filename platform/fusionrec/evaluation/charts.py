@@ -25,7 +25,7 @@ def metric_chart(report: Report, metric: str = PRIMARY) -> str:
     ticks = _ticks(top)
     scale = (right - LABEL) / ticks[-1]
     height = 34 + ROW * len(systems) + 26
-    parts = [_grid(LABEL + tick * scale, 30, height - 24, _number(tick)) for tick in ticks]
+    parts = [_grid(LABEL + tick * scale, 30, height - 24, f"{tick:g}") for tick in ticks]
     if has_shares:
         parts.append(_text(right + 90, 16, "part of the fused score", "axis", "start"))
     for index, system in enumerate(systems):
@@ -39,7 +39,7 @@ def metric_chart(report: Report, metric: str = PRIMARY) -> str:
             f'width="{max(found.mean * scale, 1):.1f}" height="{ROW - 12}"/>',
             f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}'
             f'M{low:.1f} {middle - 5}v10M{high:.1f} {middle - 5}v10"/>',
-            _text(high + 8, middle + 4, _number(found.mean), "value", "start"),
+            _text(high + 8, middle + 4, f"{found.mean:.4f}", "value", "start"),
         ]
         if system.share is not None:
             width = 150 * system.share
@@ -91,13 +91,13 @@ def slice_chart(report: Report) -> str:
     ticks = _ticks(max(found.high for system in shown for found in system.slices) or 1)
     scale = (right - LABEL) / ticks[-1]
     parts: list[str] = []
-    y, group = 28, ""
+    y, group = 12, ""
     for index, part in enumerate(report.slices):
         if part.group != group:
             group = part.group
-            y += 20
+            y += 36
             parts.append(_text(LABEL - 12, y, group, "label strong", "end"))
-        y += 26
+        y += 24
         parts.append(_text(LABEL - 12, y + 4, part.name, "label", "end"))
         parts.append(_text(right + 100, y + 4, f"{part.num_cases:,} cases", "axis", "end"))
         for system, shift in zip(shown, (3.5, -3.5), strict=False):
@@ -110,7 +110,7 @@ def slice_chart(report: Report) -> str:
                 f'cy="{y + shift}" r="4.5"/>'
             )
     height = y + 46
-    grid = [_grid(LABEL + tick * scale, 30, height - 24, _number(tick)) for tick in ticks]
+    grid = [_grid(LABEL + tick * scale, 30, height - 24, f"{tick:g}") for tick in ticks]
     legend, place = [], float(LABEL)
     for system in reversed(shown):
         legend.append(
@@ -139,10 +139,6 @@ def _ticks(top: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(top))
     step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1, 2) if top / (s * power) <= 6)
     return [i * step for i in range(math.ceil(top / step - 1e-9) + 1)]
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if value and value < 1 else f"{value:g}"
 
 
 def _grid(x: float, top: float, bottom: float, label: str) -> str:

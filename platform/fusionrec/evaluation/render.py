@@ -45,6 +45,7 @@ def html(report: Report) -> str:
         headline=report.comparison(report.served.name, report.best_source.name),
         primary=PRIMARY,
         titles=TITLES,
+        compared=_compared(report),
         terms=list(dict.fromkeys(term for row in report.weights.values() for term in row)),
         metric_chart=Markup(charts.metric_chart(report)),  # noqa: S704 - charts escape their text
         curve_chart=Markup(charts.curve_chart(report)),  # noqa: S704
@@ -86,9 +87,10 @@ def markdown(report: Report) -> str:
             c.b,
             _interval(c.difference),
             "–" if c.ratio is None else _interval(c.ratio, 3),
-            _p(c.p_value),
+            _p(c.p_value).removeprefix("= "),
         ]
         for c in report.comparisons
+        if c.metric in _compared(report)
     ]
     lines += _table(head, rows)
     lines += ["", f"## {TITLES[PRIMARY]}@{k} by slice", ""]
@@ -136,6 +138,12 @@ def sentence(found: Comparison, k: int) -> str:
         f"**{found.b}**{ratio}; the difference {_interval(found.difference)} is {verdict}, "
         f"p {_p(found.p_value)}."
     )
+
+
+def _compared(report: Report) -> tuple[str, ...]:
+    """The metrics worth a row: with one target a case, the others repeat these."""
+    single = report.num_targets == report.num_cases
+    return ("ndcg", "hr", "mrr") if single else tuple(METRICS)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -1,8 +1,9 @@
 """Slices: the same ranking, measured on a part of the targets.
 
 A slice is a mask over targets, not over cases. Where only some targets of a case are in it, the
-others keep their places in the list and just do not count as answers. Slices of one group
-(history, popularity, warmth) are disjoint and cover all targets; an empty one is left out.
+others keep their places in the list and just do not count as answers. Slices of one group are
+disjoint and cover all targets, but for the popularity of cold targets, which have none; an empty
+slice is left out.
 
 Shape legend: B cases, N targets of all of them, I items.
 """
@@ -40,7 +41,7 @@ def slices(cases: Cases, item_counts: IntArray) -> list[Slice]:
         for low, high in zip(LENGTH_BOUNDS, uppers, strict=True)
     ]
     bands = popularity_bands(item_counts)[targets.items]
-    for band, name in ((2, "head"), (1, "mid"), (0, "tail"), (-1, "never seen")):
+    for band, name in ((2, "head"), (1, "mid"), (0, "tail")):
         parts.append(Slice("target popularity", name, bands == band))
     cold = item_counts[targets.items] == 0
     parts += [Slice("target", "warm", ~cold), Slice("target", "cold", cold)]

@@ -65,3 +65,13 @@ def _bind_to_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     # Says on every start that token authentication is on, as it is by default.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+def quiet_data() -> None:
+    """Ray Data without bars and reports on the console; its file in Ray's logs keeps everything."""
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)  # a warning says that the bars are off

@@ -270,7 +270,7 @@ def test_ignored_setting_is_a_warning(raw, ingested):
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(
     lambda text: text.strip() and "\ufdd0" not in text
 )
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00\ufdd0"))
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufdd0"))
 rows = st.tuples(
     ids,
     ids,
@@ -321,7 +321,7 @@ def write_raw(path, records):
 def test_batches_do_not_change_what_is_refused(raw, tmp_path):
     rng = np.random.default_rng(3)
     lines = []
-    for i in range(3000):
+    for i in range(1000):
         kind = rng.integers(0, 12)
         line = f"u{i % 50},i{i % 30},{1_500_000_000 + i // 2},{i % 5}"
         broken = {

@@ -18,9 +18,9 @@ def test_slices():
     assert (hash_column(array.slice(7, 20)) == hash_column(array)[7:27]).all()
 
 
-def test_millions_of_ids_differ():
-    numbers = pa.array(np.arange(2_000_000)).cast(pa.string())
-    assert len(np.unique(hash_column(numbers))) == 2_000_000
+def test_many_ids_differ():
+    numbers = pa.array(np.arange(300_000)).cast(pa.string())
+    assert len(np.unique(hash_column(numbers))) == 300_000
 
 
 def test_rows_differ_by_order_and_column():

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -108,7 +109,8 @@ class DatasetWriter:
     ) -> None:
         for writer in (self._part, self._quarantine):
             if writer is not None:
-                writer.close()
+                with suppress(OSError):  # on a full disk, closing fails as well
+                    writer.close()
         shutil.rmtree(self._beside, ignore_errors=True)
         if isinstance(error, OSError):
             reason = error.strerror or error

@@ -1,7 +1,7 @@
 """Which raw rows are events and items of a data set, and what is wrong with the others.
 
-Everything is vectorised: a batch costs a few passes over its columns. Between batches, 8 bytes a row
-are remembered, to find exact duplicates, and the ids of the users where there are no times.
+Everything is vectorised: a batch costs a few passes over its columns. Between batches, 8 bytes a
+row are remembered, to find exact duplicates, and the ids of users where there are no times.
 """
 
 from __future__ import annotations

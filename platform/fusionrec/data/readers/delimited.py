@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -23,21 +25,21 @@ def header(path: Path, delimiter: str = ",", *, quoted: bool = True) -> list[str
     Raises:
         DataError: the file is empty or unreadable, or the header is not UTF-8 or names twice.
     """
-    with TextStream(path) as stream:
-        return _header(stream, delimiter, quoted=quoted)
+    with io.BufferedReader(TextStream(path)) as buffered:
+        return _header(path, buffered, delimiter, quoted=quoted)
 
 
-def _header(stream: TextStream, delimiter: str, *, quoted: bool) -> list[str]:
-    line = stream.readline().decode().strip("\r\n")
+def _header(path: Path, buffered: BinaryIO, delimiter: str, *, quoted: bool) -> list[str]:
+    line = buffered.readline().decode().strip("\r\n")
     names = next(csv.reader([line], delimiter=delimiter), []) if quoted else line.split(delimiter)
     names = [name.strip() for name in names]
     if BROKEN in line:
-        raise DataError(f"{stream.path}: the header is not UTF-8: save the file as UTF-8")
+        raise DataError(f"{path}: the header is not UTF-8: save the file as UTF-8")
     if not any(names):
-        raise DataError(f"{stream.path}: the first line, which names the columns, is blank")
+        raise DataError(f"{path}: the first line, which names the columns, is blank")
     for name in names:
         if names.count(name) > 1:
-            raise DataError(f"{stream.path}: column {name!r} is twice in the header: rename one")
+            raise DataError(f"{path}: column {name!r} is twice in the header: rename one")
     return names
 
 
@@ -51,7 +53,7 @@ def read(
     encoding: str = "utf-8",
     batch_bytes: int = 4 << 20,
 ) -> Iterator[Rows]:
-    """Rows of ``path`` with all fields as strings; blank lines are passed over.
+    """Rows of ``path`` with all fields as strings; rows without any content are passed over.
 
     Args:
         path: the file, perhaps gzipped.
@@ -65,13 +67,14 @@ def read(
     Raises:
         DataError: the file cannot be read, is empty, or has a quote that is never closed.
     """
-    with TextStream(path, encoding) as stream:
-        fields = list(names) if names else _header(stream, delimiter, quoted=quoted)
+    stream = TextStream(path, encoding)
+    with io.BufferedReader(stream, batch_bytes) as buffered:
+        fields = list(names) if names else _header(path, buffered, delimiter, quoted=quoted)
         numbering = _Numbering(header_lines=0 if names else 1)
         last = (0, "")
         try:
             reader = pa_csv.open_csv(
-                stream,
+                buffered,
                 # One thread: only then does Arrow number the rows that it refuses.
                 read_options=pa_csv.ReadOptions(
                     use_threads=False, block_size=batch_bytes, column_names=fields

@@ -113,7 +113,7 @@ class S3RecReader:
 
     def _items(self, path: Path) -> Iterator[Rows]:
         with text.TextStream(path) as stream:
-            content = stream.read()
+            content = stream.readall()
         try:
             attributes = json.loads(content)
         except ValueError as error:

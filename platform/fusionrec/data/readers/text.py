@@ -8,10 +8,13 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from fusionrec.data.readers.protocol import BROKEN
 from fusionrec.errors import DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 def _mark(error: UnicodeError) -> tuple[str, int]:
@@ -71,26 +74,14 @@ class TextStream(io.RawIOBase):
             if text or not block:
                 return text.encode()
 
-    def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes."""
-        if size < 0:
-            blocks = list(iter(lambda: self.read(1 << 20), b""))
-            return b"".join(blocks)
-        data = self._rest or self._block(size)
-        given, self._rest = data[:size], data[size:]
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill some of ``buffer``; 0 at the end of the file."""
+        view = memoryview(buffer).cast("B")
+        data = self._rest or self._block(len(view))
+        given, self._rest = data[: len(view)], data[len(view) :]
+        view[: len(given)] = given
         self.tail = (self.tail + given[-16:])[-16:]
-        return given
-
-    def readline(self, size: int | None = -1) -> bytes:  # noqa: ARG002 - lines come whole
-        """The next line with its end."""
-        parts: list[bytes] = []
-        while True:
-            data = self._rest or self._block(1 << 16)
-            end = data.find(b"\n") + 1
-            parts.append(data[:end] if end else data)
-            self._rest = data[end:] if end else b""
-            if end or not data:
-                return b"".join(parts)
+        return len(given)
 
     def close(self) -> None:
         """Close the file."""
@@ -104,9 +95,8 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str, float
     Raises:
         DataError: the file cannot be read or is empty.
     """
-    with TextStream(path, encoding) as stream:
-        number = 0
-        while line := stream.readline():
-            number += 1
+    stream = TextStream(path, encoding)
+    with io.BufferedReader(stream, 1 << 18) as buffered:
+        for number, line in enumerate(buffered, start=1):
             if text := line.decode().strip("\r\n"):
                 yield number, text, stream.progress

@@ -7,6 +7,7 @@ does not follow the ``.pth`` files found there, so the editable install stays in
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ import venv
 from pathlib import Path
 
 import pytest
+import yaml
+
+from fusionrec.data.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,6 +95,7 @@ def head(bare_python):
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def test_documented_command_brings_the_library_to_driver_and_worker(head):
@@ -109,3 +114,28 @@ def test_documented_command_brings_the_library_to_driver_and_worker(head):
     assert "/py_modules_files/" in driver
     assert "/py_modules_files/" in worker
     assert "/working_dir_files/" in entry_points
+
+
+def test_a_job_submitted_through_the_api_leaves_its_result(head, tmp_path, monkeypatch):
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    raw, out = tmp_path / "raw", tmp_path / "dataset"
+    raw.mkdir()
+    rows = [f"u{n % 7},i{n % 5},{1_700_000_000 + n}" for n in range(35)]
+    (raw / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, ""]))
+    monkeypatch.chdir(ROOT)  # the path of the library in the file is relative
+    runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
+    client = JobSubmissionClient(head)
+    job = client.submit_job(
+        entrypoint=f"python -m jobs.ingest --raw {raw} --out {out}",
+        runtime_env={"working_dir": ".", **runtime_env},
+    )
+    deadline = time.monotonic() + 240
+    while not (status := client.get_job_status(job)).is_terminal():
+        assert time.monotonic() < deadline, client.get_job_logs(job)
+        time.sleep(0.5)
+    log = client.get_job_logs(job)
+    assert status == JobStatus.SUCCEEDED, log
+    info = Dataset.open(out).info
+    assert (info.num_users, info.num_items, info.num_interactions) == (7, 5, 35)
+    assert info.fingerprint in log

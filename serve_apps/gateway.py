@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from fusionrec.bundles.manifest import Manifest
 from fusionrec.bundles.store import BundleStore
+from fusionrec.fusion.model import Fusion
 from fusionrec.serving.schemas import (
     BundleResponse,
     ReadyResponse,
@@ -64,6 +65,7 @@ class Gateway:
         self._embedder = embedder if (directory / "encoder").is_dir() else None
         self._retriever = retriever
         self._reranker = reranker if (directory / "reranker").is_dir() else None
+        self._fusion = Fusion.load(directory / "fusion.json")
         self._stage_timeout_s = stage_timeout_s
         self._batcher: Batcher[RecommendRequest, RecommendResponse] = Batcher(
             self._answer,
@@ -125,7 +127,7 @@ class Gateway:
             fused = await self._call(trace, "retrieve", self._retriever.retrieve, bundle, histories)
         except Exception as error:
             raise Unavailable from error
-        if self._reranker is not None:
+        if self._reranker is not None and self._fusion.reranked(histories.lengths).any():
             try:
                 fused = await self._call(
                     trace, "rerank", self._reranker.rerank, bundle, histories, fused

@@ -15,7 +15,11 @@ import yaml
 from pydantic import Field
 from ray import serve
 from ray.serve import Application
-from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    ServeDeploySchema,
+)
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.config import Config
@@ -63,18 +67,19 @@ def app(args: AppArgs) -> Application:
     keys = args.api_keys or read_entries(os.environ)
     ApiKeys.parse(keys)
     held = (str(bundles), bundle, args.model_threads)
-    return serve.deployment(serve.ingress()(Gateway), name="Gateway").bind(
+    gateway: Application = serve.deployment(name="Gateway")(serve.ingress()(Gateway)).bind(
         str(bundles),
         bundle,
-        serve.deployment(Embedder, name="Embedder").bind(*held),
-        serve.deployment(Retriever, name="Retriever").bind(*held),
-        serve.deployment(Reranker, name="Reranker").bind(*held),
+        serve.deployment(name="Embedder")(Embedder).bind(*held),
+        serve.deployment(name="Retriever")(Retriever).bind(*held),
+        serve.deployment(name="Reranker")(Reranker).bind(*held),
         max_batch=args.max_batch,
         max_running_batches=args.max_running_batches,
         max_waiting=args.max_waiting,
         stage_timeout_s=args.stage_timeout_s,
         api_keys=keys,
     )
+    return gateway
 
 
 def start(
@@ -147,10 +152,21 @@ def _wait(name: str, deadline: float) -> None:
         if status is not None:
             if status.status == ApplicationStatus.RUNNING:
                 return
-            texts = [status.message, *(d.message for d in status.deployments.values())]
-            # The last line of a traceback is the error itself; Serve logs the rest.
-            reason = "; ".join(text.strip().splitlines()[-1] for text in texts if text.strip())
-            if status.status in {ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY}:
+            reason = _reason(status)
+            if status.status.value in _FAILED:
                 raise ServingError(f"the endpoint did not come up: {reason}")
         time.sleep(0.1)
     raise ServingError(f"the endpoint did not come up in time: {reason}")
+
+
+def _reason(status: ApplicationStatusOverview) -> str:
+    """What went wrong, from the deployments that failed, or else from the application.
+
+    The last line of a traceback is the error itself; Serve logs the rest.
+    """
+    failed = [d for d in status.deployments.values() if d.status.value in _FAILED and d.message]
+    texts = [d.message for d in failed] or [status.message or status.status.value]
+    return "; ".join(text.strip().splitlines()[-1] for text in texts)
+
+
+_FAILED = {ApplicationStatus.DEPLOY_FAILED.value, ApplicationStatus.UNHEALTHY.value}

@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray import serve
 
 from fusionrec.config import JobConfig, parse
 from fusionrec.errors import FusionRecError
@@ -30,19 +32,28 @@ class ServeConfig(JobConfig):
 def main() -> None:
     """Parse, start, say where, wait."""
     config = parse(ServeConfig)
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
-    address = start(config.bundles, config.port, host=config.host, config=config.application)
-    sys.stdout.write(
-        f"serving on {address}\n"
-        f"  POST {address}/v1/recommend\n"
-        f"  docs {address}/docs\n"
-        f"  logs {ray.nodes()[0]['NodeManagerHostname']}\n"
-    )
-    sys.stdout.flush()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.pause()
+    cluster = os.environ.get("RAY_ADDRESS")
+    context: Any
+    if cluster:
+        context = ray.init(address=cluster, log_to_driver=False)
+    else:
+        context = ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    try:
+        address = start(config.bundles, config.port, host=config.host, config=config.application)
+        sys.stdout.write(
+            f"serving on {address}\n"
+            f"  POST {address}/v1/recommend\n"
+            f"  GET  {address}/v1/bundle, /healthz, /readyz, /docs\n"
+            f"  logs in {context.address_info['session_dir']}/logs\n"
+            "Ctrl-C stops it\n"
+        )
+        sys.stdout.flush()
+        while True:
+            signal.pause()
+    finally:
+        serve.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.histories import Histories
-from fusionrec.serving.pipeline import Fused
+from fusionrec.fusion.model import Fused
 from serve_apps.gateway import Gateway
 
 KEY = "secret"
@@ -27,6 +27,7 @@ class FakeStage:
         setattr(self, name, SimpleNamespace(remote=self._remote))
 
     async def _remote(self, bundle: str, histories: Histories, *rest: Any) -> Any:
+        assert len(bundle) == 32
         self.sizes.append(len(histories))
         if isinstance(self.failure, Exception):
             raise self.failure

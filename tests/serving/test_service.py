@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fusionrec.data.catalogue import Catalogue
-from fusionrec.serving.pipeline import Fused
+from fusionrec.fusion.model import Fused
 from fusionrec.serving.schemas import RecommendRequest
 from fusionrec.serving.service import KnownUsers, Service, Trace
 
@@ -92,6 +92,12 @@ def test_events_are_put_in_order_of_time(service: Service):
     histories = ask(service, {"history": history}).histories
     assert histories.row(0).tolist() == [2, 5, 1]
     assert histories.timestamps.tolist() == [10, 30, 30]
+
+
+def test_events_without_times_happened_just_now(service: Service):
+    histories = ask(service, {"history": ["i5", "i2"]}).histories
+    assert histories.row(0).tolist() == [5, 2]
+    assert histories.timestamps.tolist() == [30, 30]
 
 
 def test_no_texts_are_carried_where_there_are_none(service: Service):

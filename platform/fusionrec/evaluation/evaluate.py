@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
 from fusionrec.data.splits import Cases
 from fusionrec.evaluation.run import DEPTH
@@ -107,6 +109,14 @@ def measure_run(name: str, lists: Ranked, cases: Cases, k: int) -> Measured:
 
 
 def _embed(pipeline: Stages[L], histories: Histories) -> Histories:
-    """All histories at once: an encoder sorts by length, and the more it sees the less it pads."""
-    with bar("embedding the histories", None):
-        return pipeline.embed(histories)
+    """Once for all systems; in blocks that an encoder can sort by length."""
+    vectors = []
+    with bar("embedding the histories", len(histories)) as advance:
+        for start in range(0, len(histories), 4 * BLOCK):
+            block = histories.slice(start, min(start + 4 * BLOCK, len(histories)))
+            embedded = pipeline.embed(block).vectors
+            if embedded is None:
+                return histories
+            vectors.append(embedded)
+            advance(len(block))
+    return histories.with_vectors(np.concatenate(vectors))

@@ -28,7 +28,7 @@ def pipeline(tmp_path: Path) -> Path:
 
 
 @pytest.mark.ray
-@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle`:DeprecationWarning")  # Ray's own doing
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray's own doing
 def test_vectors_are_the_encoder_s_in_the_order_of_the_catalogue(
     pipeline: Path, tiny_encoder: Path, ray_cluster
 ):

@@ -18,6 +18,7 @@ import time
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -92,9 +93,10 @@ def head(bare_python):
     finally:
         process.send_signal(signal.SIGTERM)  # with --block, Ray ends what it started
         try:
-            process.wait(30)
+            process.wait(90)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -116,26 +118,44 @@ def test_documented_command_brings_the_library_to_driver_and_worker(head):
     assert "/working_dir_files/" in entry_points
 
 
-def test_a_job_submitted_through_the_api_leaves_its_result(head, tmp_path, monkeypatch):
+@pytest.fixture
+def submit(head, monkeypatch):
+    """Runs an entry point through the Jobs API; returns its log once it has succeeded."""
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    monkeypatch.chdir(ROOT)  # the path of the library in the file is relative
+    runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
+    client = JobSubmissionClient(head)
+
+    def run(entrypoint: str) -> str:
+        job = client.submit_job(
+            entrypoint=entrypoint, runtime_env={"working_dir": ".", **runtime_env}
+        )
+        deadline = time.monotonic() + 240
+        while not (status := client.get_job_status(job)).is_terminal():
+            assert time.monotonic() < deadline, client.get_job_logs(job)
+            time.sleep(0.5)
+        log = client.get_job_logs(job)
+        assert status == JobStatus.SUCCEEDED, log
+        return log
+
+    return run
+
+
+def test_a_job_leaves_its_result(submit, tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "dataset"
     raw.mkdir()
     rows = [f"u{n % 7},i{n % 5},{1_700_000_000 + n}" for n in range(35)]
     (raw / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, ""]))
-    monkeypatch.chdir(ROOT)  # the path of the library in the file is relative
-    runtime_env = yaml.safe_load((ROOT / "runtime_env.yaml").read_text())
-    client = JobSubmissionClient(head)
-    job = client.submit_job(
-        entrypoint=f"python -m jobs.ingest --raw {raw} --out {out}",
-        runtime_env={"working_dir": ".", **runtime_env},
-    )
-    deadline = time.monotonic() + 240
-    while not (status := client.get_job_status(job)).is_terminal():
-        assert time.monotonic() < deadline, client.get_job_logs(job)
-        time.sleep(0.5)
-    log = client.get_job_logs(job)
-    assert status == JobStatus.SUCCEEDED, log
+    log = submit(f"python -m jobs.ingest --raw {raw} --out {out}")
     info = Dataset.open(out).info
     assert (info.num_users, info.num_items, info.num_interactions) == (7, 5, 35)
     assert info.fingerprint in log
+
+
+def test_a_job_whose_workers_need_the_library(submit, tmp_path, synthetic, tiny_encoder):
+    synthetic.catalogue.save(tmp_path / "catalogue.parquet")
+    submit(f"python -m jobs.embed --pipeline {tmp_path} --encoder {tiny_encoder}")
+    vectors = np.load(tmp_path / "vectors.npy")
+    assert vectors.shape == (len(synthetic.catalogue), 32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

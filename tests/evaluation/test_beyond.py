@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -28,6 +28,7 @@ def test_gini_of_even_and_of_single_exposure():
 
 
 @given(lists_of_seven)
+@settings(deadline=None)
 def test_gini_is_half_the_relative_mean_difference(found):
     exposure = np.bincount(found[found >= 0], minlength=7)
     if exposure.sum():
@@ -54,6 +55,7 @@ def test_diversity_over_text():
 
 
 @given(lists_of_seven)
+@settings(deadline=None)
 def test_diversity_over_text_is_the_mean_over_pairs(found):
     vectors = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -78,6 +80,7 @@ def test_diversity_over_categories():
 
 
 @given(lists_of_seven)
+@settings(deadline=None)
 def test_diversity_over_categories_is_the_mean_over_pairs(found):
     rng = np.random.default_rng(3)
     categories = [tuple(np.unique(rng.integers(0, 5, 3)).astype(str)) for _ in range(7)]

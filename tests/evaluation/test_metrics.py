@@ -97,18 +97,21 @@ def rank_lists(draw):
 
 
 @given(rank_lists(), st.integers(1, 20))
+@settings(deadline=None)
 def test_bounds(ranks, k):
     for name, value in values(ranks, k).items():
         assert 0 <= value <= 1 + 1e-12, name
 
 
 @given(rank_lists(), st.integers(1, 20), st.randoms())
+@settings(deadline=None)
 def test_the_order_of_the_targets_does_not_matter(ranks, k, random):
     shuffled = random.sample(ranks, len(ranks))
     assert values(shuffled, k) == pytest.approx(values(ranks, k))
 
 
 @given(rank_lists(), st.integers(1, 20), st.data())
+@settings(deadline=None)
 def test_a_better_rank_never_hurts(ranks, k, data):
     index = data.draw(st.integers(0, len(ranks) - 1))
     free = [r for r in range(1, 42) if r not in ranks and r < ranks[index]]
@@ -122,7 +125,7 @@ def test_a_better_rank_never_hurts(ranks, k, data):
 
 
 @given(st.lists(rank_lists(), min_size=1, max_size=6), st.integers(1, 20), st.randoms())
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_cases_do_not_touch_each_other(rows, k, random):
     order = random.sample(range(len(rows)), len(rows))
     for metric in METRICS.values():
@@ -134,6 +137,7 @@ def test_cases_do_not_touch_each_other(rows, k, random):
 
 
 @given(rank_lists())
+@settings(deadline=None)
 def test_with_one_target_the_metrics_meet(ranks):
     found = values(ranks[:1], 10)
     assert found["recall"] == found["hr"]

@@ -27,8 +27,9 @@ from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories
 
 RealArray: TypeAlias = npt.NDArray[np.float64]
 
-BLOCK_BYTES = 64 * 2**20
-"""Size of one block of dense scores; ranking holds a handful of such blocks at a time."""
+BLOCK_BYTES = 8 * 2**20
+"""Size of one block of dense scores: a handful of them is held at a time, and small ones stay in
+the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,12 +85,22 @@ def train(
         TrainingError: the directory holds a run with other settings, or there are too few examples.
         ModelError: the model cannot be loaded.
     """
-    identity = {"task": task.identity, "training": config.identity()}
-    finished = _finished(directory, identity)
-    if finished is not None:
-        return finished
-    run = _Run(task, config, directory, identity)
-    return run.train(on_report)
+    done = finished(task, config, directory)
+    return done or _Run(task, config, directory).train(on_report)
+
+
+def finished(task: Task, config: TrainingConfig, directory: Path) -> TrainingResult | None:
+    """The result of this very run, where ``directory`` holds it.
+
+    Raises:
+        TrainingError: it holds the result of another one.
+    """
+    path = directory / "result.json"
+    if not path.exists():
+        return None
+    result = TrainingResult.model_validate_json(path.read_bytes())
+    _refuse_difference(directory, result.identity, _identity(task, config))
+    return result
 
 
 def prepare_process(config: TrainingConfig) -> None:
@@ -119,12 +129,10 @@ class _LossModule(torch.nn.Module):
 
 
 class _Run:
-    def __init__(
-        self, task: Task, config: TrainingConfig, directory: Path, identity: dict[str, Any]
-    ) -> None:
+    def __init__(self, task: Task, config: TrainingConfig, directory: Path) -> None:
         prepare_process(config)
         self._task, self._config, self._directory = task, config, directory
-        self._identity = identity
+        self._identity = _identity(task, config)
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._plan_epoch, self._plan = -1, task.plan(config.batch_size, self._order(0))
         self._steps_per_epoch = len(self._plan) // (self._world * config.accumulation)
@@ -287,13 +295,8 @@ class _Run:
         return TrainingResult.model_validate_json(path.read_bytes())
 
 
-def _finished(directory: Path, identity: dict[str, Any]) -> TrainingResult | None:
-    path = directory / "result.json"
-    if not path.exists():
-        return None
-    result = TrainingResult.model_validate_json(path.read_bytes())
-    _refuse_difference(directory, result.identity, identity)
-    return result
+def _identity(task: Task, config: TrainingConfig) -> dict[str, Any]:
+    return {"task": task.identity, "training": config.identity()}
 
 
 def _refuse_difference(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

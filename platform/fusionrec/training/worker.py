@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from fusionrec import errors
 from fusionrec.progress import bar
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.engine import TrainingResult, train
+from fusionrec.training.engine import TrainingResult, finished, train
 from fusionrec.training.task import Task
 from fusionrec.training.tracking import Report
 
@@ -55,6 +55,9 @@ def fit(
         NonFiniteLoss, TrainingError, ModelError: as the engine does.
         TrainingError: workers failed more often than allowed, or there are too few GPUs.
     """
+    done = finished(make_task(), config, directory)
+    if done is not None:
+        return done  # before workers start for nothing
     # Read when a run starts; the first start on a machine compiles an operator of DeepSpeed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     directory = directory.resolve()

@@ -1,0 +1,220 @@
+"""jobs.finetune from end to end: under Ray Train, under torchrun, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusionrec.config import parse
+from fusionrec.data.catalogue import Catalogue
+from fusionrec.data.ingest import DatasetWriter
+from fusionrec.errors import ConfigError, NonFiniteLoss, TrainingError
+from fusionrec.language.encoder import Encoder
+from fusionrec.language.reranker import Reranker
+from fusionrec.training.examples import Examples
+from fusionrec.training.tasks import load_task
+from jobs.finetune import FinetuneConfig, finetune, prepare
+
+NUM_USERS, NUM_ITEMS = 12, 20
+
+# Ray reads its own deprecated setting whenever it starts something.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Twelve users with eight random events each, twenty items with titles."""
+    import pyarrow as pa
+
+    folder = tmp_path_factory.mktemp("data") / "dataset"
+    generator = np.random.default_rng(0)
+    words = ["love", "war", "space", "night", "book", "music"]
+    catalogue = Catalogue(
+        item_ids=tuple(f"i{n}" for n in range(NUM_ITEMS)),
+        titles=tuple(" ".join(generator.choice(words, 3)) for _ in range(NUM_ITEMS)),
+        texts=("",) * NUM_ITEMS,
+        categories=(("film",),) * NUM_ITEMS,
+        domains=("film",) * NUM_ITEMS,
+    )
+    events = [(f"u{u}", f"i{i}") for u in range(NUM_USERS) for i in generator.permutation(20)[:8]]
+    with DatasetWriter(folder, name="tiny", format="synthetic") as writer:
+        writer.write_items(catalogue.to_table())
+        writer.write_interactions(
+            pa.table(
+                {
+                    "user_id": [user for user, _ in events],
+                    "item_id": [item for _, item in events],
+                    "timestamp": pa.array(range(len(events)), pa.int64()),
+                    "event": ["view"] * len(events),
+                    "value": pa.nulls(len(events), pa.float32()),
+                    "text": pa.nulls(len(events), pa.string()),
+                    "domain": ["film"] * len(events),
+                }
+            )
+        )
+        writer.finish()
+    return folder
+
+
+@pytest.fixture
+def configure(dataset, tiny_encoder, tmp_path):
+    def make(task: str, *flags: str, out: Path = tmp_path / "run") -> FinetuneConfig:
+        common = ["--dataset", str(dataset), "--out", str(out), "--encoder", str(tiny_encoder)]
+        small = ["--max-tokens", "48", "--num-threads", "1", "--report-every", "1"]
+        return parse(FinetuneConfig, ["--task", task, *common, *small, *flags])
+
+    return make
+
+
+@pytest.fixture
+def pipeline(monkeypatch, dataset, tmp_path) -> Path:
+    """A pipeline that recommends every item in order of its code."""
+    from fusionrec.data.dataset import Dataset
+
+    class Pipeline:
+        catalogue = Dataset.open(dataset).catalogue
+
+        @classmethod
+        def load(cls, _):
+            return cls()
+
+        def recommend(self, histories, *, rerank):
+            assert not rerank
+            items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (len(histories), 1))
+            return types.SimpleNamespace(items=items)
+
+    module = types.ModuleType("fusionrec.serving.pipeline")
+    module.Pipeline = Pipeline
+    monkeypatch.setitem(sys.modules, "fusionrec.serving.pipeline", module)
+    (tmp_path / "pipeline").mkdir()
+    return tmp_path / "pipeline"
+
+
+def test_defaults_depend_on_the_task(configure):
+    encoder, reranker = (configure(task, "--seed", "3").resolved() for task in DEFAULT_BATCH)
+    assert encoder[1].batch_size == DEFAULT_BATCH["encoder"]
+    assert reranker[1].batch_size == DEFAULT_BATCH["reranker"]
+    assert encoder[1].seed == 3
+    assert configure("encoder", "--batch-size", "5").resolved()[1].batch_size == 5
+    for task, size in DEFAULT_BATCH.items():  # what --help says
+        assert f"{task} --batch-size {size}" in " ".join((FinetuneConfig.__doc__ or "").split())
+
+
+DEFAULT_BATCH = {"encoder": 64, "reranker": 8}
+
+
+def test_reranker_needs_a_pipeline(configure):
+    with pytest.raises(ConfigError, match="--pipeline DIR"):
+        finetune(configure("reranker"))
+
+
+def test_hard_negatives_come_from_the_pipeline(configure, pipeline):
+    config = configure("reranker", "--pipeline", str(pipeline), "--negatives-from", "10")
+    prepare(config, config.resolved()[0])
+    examples = Examples.load(config.out / "examples")
+    assert examples.negatives.shape[1] == 7
+    assert examples.negatives.max() < 10
+    for row in range(len(examples)):
+        negatives = examples.negatives[row][examples.negatives[row] >= 0]
+        assert len(set(negatives)) == len(negatives) > 0
+        assert not set(negatives) & set(examples.seen.row(int(examples.users[row])))
+    before = (config.out / "examples" / "examples.safetensors").stat().st_mtime_ns
+    prepare(config, config.resolved()[0])  # there already: nothing is made again
+    assert (config.out / "examples" / "examples.safetensors").stat().st_mtime_ns == before
+    assert load_task(config.out / "examples").name == "reranker"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_encoder_under_ray(configure, ray_cluster, tmp_path):
+    config = configure("encoder", "--batch-size", "4", "--method", "lora", "--zero-stage", "2")
+    with pytest.warns(UserWarning, match="nothing to shard"):
+        result = finetune(config)
+    assert result.steps == (NUM_USERS * 5) // 4
+    assert Encoder.load(result.model, device="cpu").encode(["love and war"]).shape == (1, 32)
+    progress = json.loads((config.out / "progress.json").read_text())
+    assert progress["step"] == progress["total"] == result.steps
+    # The same command again: nothing is trained, the result is there.
+    with pytest.warns(UserWarning, match="nothing to shard"):
+        assert finetune(config) == result
+    with pytest.raises(TrainingError, match="another --out"):
+        finetune(configure("encoder", "--batch-size", "5"))
+
+
+def mortal(directory: Path, marker: Path):
+    """The task of ``directory``, but the first worker that comes to its eighth batch is killed."""
+    task = load_task(directory)
+    make, calls = task.batch, iter(range(1000))
+
+    def batch(examples):
+        if next(calls) == 7 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(examples)
+
+    task.batch = batch
+    return task
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_worker_is_started_again(configure, ray_cluster, tmp_path):
+    from ray import cloudpickle
+
+    from fusionrec.training import worker
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+    config = configure("encoder", "--batch-size", "4", "--checkpoint-every", "4")
+    settings, training = config.resolved()
+    prepare(config, settings)
+    examples = config.out / "examples"
+    whole = worker.fit(partial(load_task, examples), training, tmp_path / "whole")
+    marker = tmp_path / "killed"
+    make = partial(mortal, examples, marker)
+    broken = worker.fit(make, training, tmp_path / "broken", max_failures=1)
+    assert marker.exists()
+    assert broken.loss == whole.loss
+    assert broken.weights_sha256 == whole.weights_sha256
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_reranker_under_ray(configure, pipeline, ray_cluster):
+    result = finetune(configure("reranker", "--pipeline", str(pipeline), "--max-steps", "3"))
+    reranker = Reranker.load(pipeline / "reranker", device="cpu")
+    (scores,) = reranker.score(["love (film)."], [["war in space", "the night"]])
+    assert scores.shape == (2,)
+    assert result.steps == 3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_non_finite_loss_reaches_the_driver(configure, ray_cluster):
+    with pytest.raises(NonFiniteLoss, match="at step"):
+        finetune(configure("encoder", "--batch-size", "4", "--learning-rate", "1e30"))
+
+
+def test_torchrun(configure, tmp_path):
+    """Two gloo workers without Ray."""
+    config = configure("encoder")
+    flags = ["--task", "encoder", "--dataset", str(config.dataset), "--out", str(tmp_path / "run")]
+    flags += ["--encoder", config.encoder, "--batch-size", "4", "--num-threads", "1"]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "jobs.finetune", *flags],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("model:") == 1
+    assert Encoder.load(tmp_path / "run" / "model", device="cpu").dimension == 32

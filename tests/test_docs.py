@@ -11,15 +11,24 @@ import types
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"<!-- settings: (\S+) -->\n(.*?)<!-- end -->\n", flags=re.DOTALL)
+
+
+REQUIRED = object()
+
+
+class Setting(NamedTuple):
+    name: str
+    kind: Any
+    value: Any
+    meaning: str
 
 
 def entry_points() -> dict[str, str]:
@@ -40,21 +49,31 @@ def entry_points() -> dict[str, str]:
 def settings_table(config: type[BaseModel], flag: str = "--") -> str:
     """A row a setting: its flag or key, type, default and docstring."""
     rows = [f"| {'flag' if flag else 'field'} | type | default | meaning |", "|---|---|---|---|"]
-    for name, field in sorted(flatten(config), key=lambda each: not each[1].is_required()):
-        shown = flag + (name.replace("_", "-") if flag else name)
-        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        kind = type_name(field.annotation).replace("|", "\\|")
-        rows.append(f"| `{shown}` | {kind} | {default(field)} | {meaning} |")
+    for setting in sorted(flatten(config), key=lambda each: each.value is not REQUIRED):
+        shown = flag + (setting.name.replace("_", "-") if flag else setting.name)
+        meaning = " ".join(setting.meaning.split()).replace("|", "\\|")
+        kind = type_name(setting.kind).replace("|", "\\|")
+        rows.append(f"| `{shown}` | {kind} | {default(setting.value)} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
-def flatten(config: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in config.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from flatten(inner, f"{prefix}{name}.")
+def flatten(config: type[BaseModel] | BaseModel, prefix: str = "") -> Iterator[Setting]:
+    """The settings of a config and of its groups; a group's defaults are those it is given."""
+    fields = (config if isinstance(config, type) else type(config)).model_fields
+    for name, field in fields.items():
+        if isinstance(config, BaseModel):
+            value = getattr(config, name)
+        elif field.is_required():
+            value = REQUIRED
         else:
-            yield prefix + name, field
+            value = field.get_default(call_default_factory=True)
+        kind = field.annotation
+        if isinstance(value, BaseModel):
+            yield from flatten(value, f"{prefix}{name}.")
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from flatten(kind, f"{prefix}{name}.")
+        elif not (get_origin(kind) is Literal and len(get_args(kind)) == 1):  # a tag, no choice
+            yield Setting(prefix + name, kind, value, field.description or "")
 
 
 def type_name(kind: Any) -> str:
@@ -74,10 +93,9 @@ def type_name(kind: Any) -> str:
     return {"Path": "path"}.get(kind.__name__, kind.__name__)
 
 
-def default(field: FieldInfo) -> str:
-    if field.is_required():
+def default(value: Any) -> str:
+    if value is REQUIRED:
         return "required"
-    value = field.get_default(call_default_factory=True)
     if value is None or value in ((), {}, []):
         return ""
     if isinstance(value, Path) and value.is_absolute():
@@ -127,7 +145,7 @@ def test_every_job_is_documented_and_every_documented_job_exists():
 def test_every_setting_says_what_it_means(name):
     config = getattr(importlib.import_module(name), entry_points()[name])
     assert config.__doc__
-    silent = [setting for setting, field in flatten(config) if not field.description]
+    silent = [setting.name for setting in flatten(config) if not setting.meaning]
     assert silent == []
 
 

@@ -40,6 +40,10 @@ class _Body(BaseModel):
     )
 
 
+class _Answer(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
 class HistoryEvent(_Body):
     """One item that somebody met, and when."""
 
@@ -117,7 +121,7 @@ class Fallback(StrEnum):
     """No item of the history is in the catalogue, and there was no text."""
 
 
-class Recommendation(BaseModel):
+class Recommendation(_Answer):
     """One recommended item."""
 
     item_id: str
@@ -128,7 +132,7 @@ class Recommendation(BaseModel):
     """With `explain`: what each source, and the reranker, added. They sum to the score."""
 
 
-class RecommendResponse(BaseModel):
+class RecommendResponse(_Answer):
     """An answer, made by one bundle."""
 
     items: list[Recommendation]
@@ -141,7 +145,7 @@ class RecommendResponse(BaseModel):
     fallback: Fallback | None
 
 
-class FieldError(BaseModel):
+class FieldError(_Answer):
     """One thing that is wrong with a request."""
 
     field: str
@@ -149,13 +153,13 @@ class FieldError(BaseModel):
     message: str
 
 
-class ErrorResponse(BaseModel):
+class ErrorResponse(_Answer):
     """Why a request was not answered."""
 
     detail: list[FieldError]
 
 
-class BundleResponse(BaseModel):
+class BundleResponse(_Answer):
     """The bundle in service."""
 
     bundle: str
@@ -166,7 +170,7 @@ class BundleResponse(BaseModel):
     num_users: int
 
 
-class ReadyResponse(BaseModel):
+class ReadyResponse(_Answer):
     """Whether the endpoint answers requests now."""
 
     ready: bool

@@ -126,6 +126,7 @@ class Gateway:
         try:
             fused = await self._call(trace, "retrieve", self._retriever.retrieve, bundle, histories)
         except Exception as error:
+            logger.error("stage retrieve failed, no answer: %r", error)
             raise Unavailable from error
         if self._reranker is not None and self._fusion.reranked(histories.lengths).any():
             try:

@@ -92,7 +92,7 @@ def bundles(
     encoder.save(directory / "encoder")
     vectors = encoder.encode(item_texts(catalogue))
     np.save(directory / "vectors.npy", vectors)
-    settings = RerankerConfig(model="tiny", max_tokens=96)
+    settings = RerankerConfig(model="tiny", max_tokens=64)
     (directory / "reranker").mkdir()
     reranker = Reranker.load(tiny_encoder, device="cpu")
     Reranker(reranker.model, reranker.tokenizer, settings).save(directory / "reranker")
@@ -111,7 +111,11 @@ def bundles(
         ),
     ).save(directory / "fusion.json")
     config = PipelineConfig(
-        dataset=synthetic.info, protocol=Protocol.LEAVE_ONE_OUT, sources=names, candidates=60
+        dataset=synthetic.info,
+        protocol=Protocol.LEAVE_ONE_OUT,
+        sources=names,
+        candidates=60,
+        rerank_top=8,
     )
     (directory / "pipeline.json").write_text(config.model_dump_json())
 

@@ -43,7 +43,7 @@ def free_port() -> int:
 def address(ray_cluster: Any, bundles: BundleStore) -> Iterator[str]:
     from ray import serve
 
-    yield start(bundles.directory, free_port())
+    yield start(bundles.directory, free_port(), stage_timeout_s=60)
     serve.shutdown()
 
 

@@ -1,0 +1,55 @@
+"""The stage classes in this process, with inputs as they come out of Ray: read-only."""
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusionrec.bundles.store import BundleStore
+from fusionrec.errors import BundleError
+from fusionrec.serving.pipeline import Pipeline
+from fusionrec.serving.schemas import RecommendRequest
+from fusionrec.serving.service import Service
+from serve_apps.stages import Embedder, Reranker, Retriever
+
+
+def read_only(value: Any) -> Any:
+    for field in dataclasses.fields(value):
+        array = getattr(value, field.name)
+        if isinstance(array, np.ndarray):
+            array.flags.writeable = False
+    return value
+
+
+def test_the_stages_together_are_the_pipeline(bundles: BundleStore):
+    arguments = (str(bundles.directory), bundles.current().name, 1)
+    embedder, retriever, reranker = (
+        Embedder(*arguments),
+        Retriever(*arguments),
+        Reranker(*arguments),
+    )
+    service = Service.load(bundles.current())
+    users = [RecommendRequest(user_id=user) for user in list(service.users.rows)[:20]]
+    histories = service.ask([*users, RecommendRequest()]).histories
+
+    async def staged() -> Any:
+        bundle = bundles.current().name
+        vectors = await embedder.embed(bundle, read_only(histories))
+        embedded = read_only(histories.with_vectors(vectors))
+        fused = await retriever.retrieve(bundle, embedded)
+        return await reranker.rerank(bundle, embedded, read_only(fused))
+
+    expected = Pipeline.load(bundles.current()).recommend(histories)
+    found = asyncio.run(staged())
+    assert found.term_names == expected.term_names
+    for name in ("items", "scores", "terms"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_stage_answers_for_the_bundle_that_it_holds_only(bundles: BundleStore):
+    retriever = Retriever(str(bundles.directory), bundles.current().name, 1)
+    histories = Service.load(bundles.current()).ask([RecommendRequest()]).histories
+    with pytest.raises(BundleError, match="does not hold bundle other"):
+        asyncio.run(retriever.retrieve("other", histories))

@@ -1,0 +1,160 @@
+"""Fit the candidate sources on the training part of a data set; begin a pipeline directory.
+
+``--prepare`` writes the catalogue, the known histories and the settings only, which is what
+jobs.embed needs; without it the sources are fitted, the semantic one on what jobs.embed left.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+from rich.table import Table
+
+from fusionrec.config import JobConfig, parse
+from fusionrec.data.dataset import Dataset
+from fusionrec.data.splits import Protocol, Split, split
+from fusionrec.errors import ConfigError
+from fusionrec.progress import bar, console
+from fusionrec.serving.pipeline import PipelineConfig, read_config
+from fusionrec.sources.bm25 import BM25, BM25Config
+from fusionrec.sources.ease import EASE
+from fusionrec.sources.item_item import ItemItem, ItemItemConfig
+from fusionrec.sources.item_knn import ItemKNN
+from fusionrec.sources.load import SOURCES
+from fusionrec.sources.popularity import Popularity, PopularityConfig
+from fusionrec.sources.protocol import Source, TrainingData
+from fusionrec.sources.semantic import Semantic
+from fusionrec.sources.transitions import Transitions
+from jobs.entry import run
+
+
+class FitConfig(JobConfig):
+    """Fit candidate sources."""
+
+    dataset: Path
+    """Data set to fit on."""
+    pipeline: Path
+    """Pipeline directory to write into; made if missing."""
+    protocol: Protocol = Protocol.LEAVE_ONE_OUT
+    """The split whose training part is fitted on: leave-one-out or global-time."""
+    prepare: bool = False
+    """Write catalogue, known histories and settings, and fit nothing yet."""
+    sources: tuple[str, ...] | None = None
+    """Sources to fit, by name; by default all that the data can carry."""
+    candidates: int = Field(default=150, ge=1)
+    """Items that each source proposes for a history."""
+    rerank_top: int = Field(default=20, ge=1)
+    """Places of the fused list that a reranker reads."""
+    popularity: PopularityConfig = PopularityConfig(half_life_days=180.0)
+    item_knn: ItemItemConfig = ItemItemConfig(learner=ItemKNN(), recency=0.7)
+    ease: ItemItemConfig = ItemItemConfig(learner=EASE(), recency=0.8)
+    transitions: ItemItemConfig = ItemItemConfig(learner=Transitions(), recency=0.5)
+    bm25: BM25Config = BM25Config()
+
+    def build(self, name: str) -> Source:
+        """The unfitted source of that name."""
+        if name == "semantic":
+            return Semantic()
+        if name == "popularity":
+            return Popularity(self.popularity)
+        if name == "bm25":
+            return BM25(self.bm25)
+        return ItemItem({"item-knn": self.item_knn, "ease": self.ease}.get(name, self.transitions))
+
+
+def prepare(config: FitConfig, dataset: Dataset, parts: Split) -> None:
+    """Write what does not depend on any model."""
+    config.pipeline.mkdir(parents=True, exist_ok=True)
+    dataset.catalogue.save(config.pipeline / "catalogue.parquet")
+    known = parts.known
+    table = pa.table(
+        {
+            "user_id": list(parts.user_ids),
+            "item_codes": pa.ListArray.from_arrays(
+                pa.array(known.offsets.astype(np.int32)), pa.array(known.items)
+            ),
+            "timestamps": pa.ListArray.from_arrays(
+                pa.array(known.offsets.astype(np.int32)), pa.array(known.timestamps)
+            ),
+        }
+    )
+    pq.write_table(table, config.pipeline / "users.parquet")
+    np.save(config.pipeline / "item_counts.npy", parts.item_counts, allow_pickle=False)
+    _write_config(config, dataset, _names(config))
+
+
+def fit(config: FitConfig) -> dict[str, float]:
+    """Fit and save the sources; source → seconds.
+
+    Raises:
+        ConfigError: an unknown source is asked for.
+        DataError: the data cannot carry a source.
+    """
+    dataset = Dataset.open(config.dataset)
+    parts = split(dataset, config.protocol)
+    prepare(config, dataset, parts)
+    if config.prepare:
+        return {}
+    vectors = config.pipeline / "vectors.npy"
+    names = _names(config)
+    data = TrainingData(
+        catalogue=dataset.catalogue,
+        histories=parts.train,
+        has_timestamps=dataset.info.has_timestamps,
+        item_vectors=np.load(vectors, allow_pickle=False) if vectors.is_file() else None,
+    )
+    seconds = {}
+    with bar("fitting sources", len(names)) as advance:
+        for name in names:
+            start = time.perf_counter()
+            config.build(name).fit(data).save(config.pipeline / "sources" / name)
+            seconds[name] = time.perf_counter() - start
+            advance(note=name)
+    return seconds
+
+
+def _names(config: FitConfig) -> tuple[str, ...]:
+    if config.sources is None:
+        embedded = (config.pipeline / "vectors.npy").is_file()
+        return tuple(name for name in SOURCES if embedded or name != "semantic")
+    unknown = [name for name in config.sources if name not in SOURCES]
+    if unknown:
+        raise ConfigError(f"--sources {unknown[0]} is unknown: choose among {', '.join(SOURCES)}")
+    return config.sources
+
+
+def _write_config(config: FitConfig, dataset: Dataset, names: tuple[str, ...]) -> None:
+    settings = PipelineConfig(
+        dataset=dataset.info,
+        protocol=config.protocol,
+        sources=names,
+        candidates=config.candidates,
+        rerank_top=config.rerank_top,
+    )
+    path = config.pipeline / "pipeline.json"
+    if path.is_file() and read_config(config.pipeline) != settings:
+        # Weights found for other sources or other data mean nothing here.
+        (config.pipeline / "fusion.json").unlink(missing_ok=True)
+    path.write_text(settings.model_dump_json(indent=2), encoding="utf-8")
+
+
+def main() -> None:
+    """Parse, fit, report."""
+    config = parse(FitConfig)
+    seconds = fit(config)
+    if seconds:
+        table = Table("source", "fit, s")
+        for name, spent in seconds.items():
+            table.add_row(name, f"{spent:.1f}")
+        console.print(table)
+    sys.stdout.write(f"pipeline: {config.pipeline}\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,66 @@
+"""The union of what the sources propose, with every source's score for every candidate.
+
+Shape legend: B histories, S sources, K items a source proposes, C candidates after the union.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
+from fusionrec.sources.protocol import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Up to C candidates for each of B histories."""
+
+    items: CodeArray
+    """[B, C] item codes in ascending order, −1 behind them."""
+    scores: FloatArray
+    """[S, B, C] each source's score, as it came; 0 where the item is −1."""
+    lengths: IntArray
+    """[B] number of events of each history."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def union(rankings: Sequence[CodeArray]) -> CodeArray:
+    """[B, C] the distinct codes ≥ 0 of several [B, K] arrays, ascending, padded with −1 behind."""
+    codes = np.concatenate(rankings, axis=1)
+    codes = np.where(codes < 0, np.iinfo(np.int32).max, codes)
+    codes.sort(axis=1)
+    repeated = np.zeros(codes.shape, dtype=np.bool_)
+    repeated[:, 1:] = codes[:, 1:] == codes[:, :-1]
+    codes[repeated] = np.iinfo(np.int32).max
+    codes.sort(axis=1)
+    width = max(1, int((codes < np.iinfo(np.int32).max).sum(axis=1).max(initial=0)))
+    codes = codes[:, :width]
+    return np.where(codes == np.iinfo(np.int32).max, -1, codes).astype(np.int32)
+
+
+def candidates(sources: Sequence[Source], histories: Histories, k: int) -> Candidates:
+    """The union of the top ``k`` of every source, scored by every source."""
+    items = union([source.top(histories, k).items for source in sources])
+    scores = np.stack([source.score(histories, items) for source in sources])
+    return Candidates(items, scores, histories.lengths)
+
+
+def stack(parts: Sequence[Candidates]) -> Candidates:
+    """One batch out of several, padded to the widest."""
+    width = max(part.items.shape[1] for part in parts)
+
+    def wide(array: Any, fill: int) -> Any:
+        padding = [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])]
+        return np.pad(array, padding, constant_values=fill)
+
+    return Candidates(
+        np.concatenate([wide(part.items, -1) for part in parts]),
+        np.concatenate([wide(part.scores, 0) for part in parts], axis=1),
+        np.concatenate([part.lengths for part in parts]),
+    )

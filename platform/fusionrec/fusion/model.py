@@ -1,0 +1,161 @@
+"""The fusion: how much each source is trusted, for each segment.
+
+    score(h, c) = Σ_s  weight[segment(h), s] · cold(c, segment(h)) · normalised(score_s(h, c))
+
+A segment is a range of history lengths; ``cold`` is a factor on items without training events. The
+reranker's score is one more term over the top of the list. Since the score is a sum, its terms
+explain it exactly.
+
+Shape legend: B histories, S sources, C candidates, T terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from fusionrec.config import Config
+from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, IntArray
+from fusionrec.errors import ConfigError
+from fusionrec.fusion.candidates import Candidates
+from fusionrec.fusion.normalisation import Normalisation, normalise
+
+
+class Segment(Config):
+    """Weights for histories of up to ``max_events`` events."""
+
+    max_events: int | None = None
+    """Longest history of the segment, in events; None has no bound."""
+    weights: dict[str, float]
+    """Source → weight; every source of the fusion has one."""
+    cold_factor: float = Field(default=1.0, ge=0)
+    """Factor on the terms of items without training events."""
+    reranker: float = Field(default=0.0, ge=0)
+    """Weight of the reranker's term; at 0 the segment is not reranked."""
+
+
+class Fusion(Config):
+    """Everything that ``fusion.json`` holds."""
+
+    sources: tuple[str, ...]
+    """Names in the order of the score tensors."""
+    normalisation: Normalisation = Normalisation.SCALE
+    """Common to all sources."""
+    scales: dict[str, float]
+    """Source → the constant of the normalisation ``scale``."""
+    segments: tuple[Segment, ...] = Field(min_length=1)
+    """By ascending ``max_events``; the last one has no bound."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        bounds = [s.max_events for s in self.segments[:-1] if s.max_events is not None]
+        last = self.segments[-1].max_events
+        ascending = len(bounds) == len(self.segments) - 1 and bounds == sorted(set(bounds))
+        if last is not None or not ascending:
+            raise ValueError("segments must ascend in max_events, and the last one have none")
+        for named in (self.scales, *(segment.weights for segment in self.segments)):
+            if set(named) != set(self.sources):
+                raise ValueError(f"weights and scales must name exactly {list(self.sources)}")
+        return self
+
+    @classmethod
+    def uniform(cls, sources: tuple[str, ...], scales: FloatArray) -> Self:
+        """Equal trust in every source, everywhere: where a search starts from."""
+        return cls(
+            sources=sources,
+            scales=dict(zip(sources, map(float, scales), strict=True)),
+            segments=(Segment(weights=dict.fromkeys(sources, 1.0)),),
+        )
+
+    def segment_of(self, lengths: IntArray) -> IntArray:
+        """[B] the segment of histories of these lengths."""
+        bounds = [s.max_events for s in self.segments if s.max_events is not None]
+        return np.searchsorted(np.array(bounds, dtype=np.int64), lengths, side="left")
+
+    def weight_matrix(self) -> FloatArray:
+        """[segments, S] weights."""
+        rows = [[segment.weights[name] for name in self.sources] for segment in self.segments]
+        return np.array(rows, dtype=np.float32)
+
+    def reranked(self, lengths: IntArray) -> FloatArray:
+        """[B] the reranker's weight for histories of these lengths."""
+        weights = np.array([segment.reranker for segment in self.segments], dtype=np.float32)
+        return np.asarray(weights[self.segment_of(lengths)])
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """Segment → term → weight, for people: "≤ 5 events", "more"."""
+        names = [f"≤ {s.max_events} events" for s in self.segments[:-1]]
+        names.append("more" if names else "all")
+        return {
+            name: {**s.weights, "cold factor": s.cold_factor, "reranker": s.reranker}
+            for name, s in zip(names, self.segments, strict=True)
+        }
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read ``fusion.json``.
+
+        Raises:
+            ConfigError: the file is missing or inconsistent.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: run `python -m tuning.fusion`") from error
+        except ValidationError as error:
+            raise ConfigError(f"{path} is wrong: {error.errors()[0]['msg']}") from error
+
+    def save(self, path: Path) -> None:
+        """Write beside, then rename."""
+        beside = path.with_suffix(".tmp")
+        beside.write_text(self.model_dump_json(indent=2), encoding="utf-8")
+        beside.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """B lists of up to C candidates, best first, with the terms of each score."""
+
+    items: CodeArray
+    """[B, C] item codes; −1 behind the end of a list."""
+    scores: FloatArray
+    """[B, C] descending."""
+    terms: FloatArray
+    """[B, T, C] weighted terms; their sum over T is the score."""
+    term_names: tuple[str, ...]
+    """T names: the sources, then ``reranker`` where there is one."""
+
+
+def fuse(fusion: Fusion, candidates: Candidates, cold: BoolArray) -> Fused:
+    """Weigh and order ``candidates``; ties go to the lower item code.
+
+    Args:
+        fusion: the weights.
+        candidates: scores of S sources, in the order of ``fusion.sources``.
+        cold: [I] whether an item has no training events.
+    """
+    scales = np.array([fusion.scales[name] for name in fusion.sources], dtype=np.float32)
+    segment = fusion.segment_of(candidates.lengths)
+    terms = normalise(candidates, fusion.normalisation, scales)
+    terms *= fusion.weight_matrix()[segment].T[:, :, None]
+    factors = np.array([s.cold_factor for s in fusion.segments], dtype=np.float32)[segment]
+    is_cold = cold[np.maximum(candidates.items, 0)]
+    terms *= np.where(is_cold, factors[:, None], np.float32(1))
+    return ordered(candidates.items, np.moveaxis(terms, 0, 1), fusion.sources)
+
+
+def ordered(items: CodeArray, terms: FloatArray, term_names: tuple[str, ...]) -> Fused:
+    """Sum [B, T, C] ``terms`` and put each row in descending order, −1 at the end."""
+    scores = terms.sum(axis=1)
+    key = np.where(items >= 0, -scores, np.inf)
+    order = np.lexsort((items, key), axis=1)
+    return Fused(
+        items=np.take_along_axis(items, order, axis=1),
+        scores=np.take_along_axis(scores, order, axis=1),
+        terms=np.take_along_axis(terms, order[:, None, :], axis=2),
+        term_names=term_names,
+    )

@@ -1,0 +1,195 @@
+"""The pipeline: histories in, ranked lists with exact explanations out.
+
+Offline evaluation, the search of the fusion and the endpoint all run this one implementation. Each
+stage takes a batch as one unit and returns compact arrays, so that a Serve deployment is a stage
+and nothing more:
+
+    embed     histories → histories with text vectors      needs encoder/
+    retrieve  histories → fused candidates                  needs sources/, fusion.json
+    rerank    histories, fused → fused                      needs reranker/, fusion.json
+
+A *pipeline directory* holds what the jobs made; published, it is a bundle.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from fusionrec.config import Config
+from fusionrec.data.catalogue import Catalogue
+from fusionrec.data.dataset import DatasetInfo
+from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
+from fusionrec.data.splits import Protocol
+from fusionrec.data.text import history_texts, item_text
+from fusionrec.errors import BundleError
+from fusionrec.fusion.candidates import Candidates, candidates
+from fusionrec.fusion.model import Fused as Fused
+from fusionrec.fusion.model import Fusion, fuse, ordered
+from fusionrec.language.encoder import Encoder
+from fusionrec.language.reranker import Reranker
+from fusionrec.sources.load import load_source
+from fusionrec.sources.protocol import Source
+
+
+class Stage(StrEnum):
+    """A part of the pipeline that can live in a process of its own."""
+
+    EMBEDDER = "embedder"
+    RETRIEVER = "retriever"
+    RERANKER = "reranker"
+
+
+ALL_STAGES = frozenset(Stage)
+
+
+class PipelineConfig(Config):
+    """What ``pipeline.json`` says."""
+
+    dataset: DatasetInfo
+    """What the sources were fitted on."""
+    protocol: Protocol
+    """The split whose training part they saw."""
+    sources: tuple[str, ...]
+    """Names, in the order of the fusion's tensors."""
+    candidates: int = Field(default=100, ge=1)
+    """Items that each source proposes for a history."""
+    rerank_top: int = Field(default=20, ge=1)
+    """Places of the fused list that the reranker reads."""
+
+
+class Pipeline:
+    """The stages of one pipeline directory. Read-only once loaded; threads may share it."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        catalogue: Catalogue,
+        item_counts: IntArray,
+        sources: list[Source],
+        fusion: Fusion,
+        encoder: Encoder | None = None,
+        reranker: Reranker | None = None,
+        item_vectors: FloatArray | None = None,
+    ) -> None:
+        self.config = config
+        self.catalogue = catalogue
+        self.item_counts = item_counts
+        self.sources = sources
+        self.fusion = fusion
+        self.encoder = encoder
+        self.reranker = reranker
+        self.item_vectors = item_vectors
+        self._cold = item_counts == 0
+
+    @classmethod
+    def load(cls, directory: Path, *, stages: frozenset[Stage] = ALL_STAGES) -> Self:
+        """Load what ``stages`` need of a pipeline directory; large arrays are memory-mapped.
+
+        Raises:
+            BundleError: a part is missing or cannot be read.
+        """
+        config = read_config(directory)
+        retrieves = Stage.RETRIEVER in stages
+        names = config.sources if retrieves else ()
+        embeds = Stage.EMBEDDER in stages and (directory / "encoder").is_dir()
+        reranks = Stage.RERANKER in stages and (directory / "reranker").is_dir()
+        vectors = directory / "vectors.npy"
+        try:
+            sources = [load_source(directory / "sources" / name) for name in names]
+            return cls(
+                config,
+                Catalogue.load(directory / "catalogue.parquet"),
+                np.load(directory / "item_counts.npy", allow_pickle=False),
+                sources,
+                _fusion(directory, config),
+                Encoder.load(directory / "encoder") if embeds else None,
+                Reranker.load(directory / "reranker") if reranks else None,
+                np.load(vectors, mmap_mode="r", allow_pickle=False)
+                if retrieves and vectors.is_file()
+                else None,
+            )
+        except OSError as error:
+            raise BundleError(f"{directory} is incomplete: {error}; run the jobs again") from error
+
+    def embed(self, histories: Histories) -> Histories:
+        """The histories with their text vectors; unchanged without an encoder."""
+        if self.encoder is None:
+            return histories
+        texts = history_texts(self.catalogue, histories, self.encoder.config.history_items)
+        return histories.with_vectors(self.encoder.encode(texts))
+
+    def candidates(self, histories: Histories) -> Candidates:
+        """What the sources propose, and what each thinks of it."""
+        return candidates(self.sources, histories, self.config.candidates)
+
+    def retrieve(self, histories: Histories) -> Fused:
+        """The fused list of each history; none of its own items is in it."""
+        return fuse(self.fusion, self.candidates(histories), self._cold)
+
+    def rerank(self, histories: Histories, fused: Fused) -> Fused:
+        """Add the reranker's term over the top of each list of a segment that it helps.
+
+        The term is ``weight · (s − min) / (max − min)`` of the reranker's scores ``s`` over the
+        top: never negative, so that no item falls below what was not read.
+        """
+        weights = self.fusion.reranked(histories.lengths)
+        (rows,) = np.nonzero(weights > 0)
+        if self.reranker is None or not len(rows):
+            return fused
+        term = np.zeros(fused.items.shape, dtype=np.float32)
+        found = self.rerank_scores(histories.take(rows), fused.items[rows])
+        depth = found.shape[1]
+        term[rows, :depth] = weights[rows, None] * found
+        terms = np.concatenate([fused.terms, term[:, None, :]], axis=1)
+        return ordered(fused.items, terms, (*fused.term_names, "reranker"))
+
+    def rerank_scores(self, histories: Histories, items: CodeArray) -> FloatArray:
+        """[B, R] the reranker's scores of the first R places of ``items``, scaled to 0 … 1."""
+        assert self.reranker is not None
+        top = items[:, : self.config.rerank_top]
+        asked = history_texts(self.catalogue, histories, self.reranker.config.history_items)
+        texts = [[item_text(self.catalogue, code) for code in row if code >= 0] for row in top]
+        result = np.zeros(top.shape, dtype=np.float32)
+        for row, scores in enumerate(self.reranker.score(asked, texts)):
+            if not asked[row] or not len(scores):
+                continue  # Nothing to read: the fused order stands.
+            spread = max(float(scores.max() - scores.min()), 1e-6)
+            result[row, : len(scores)] = (scores - scores.min()) / spread
+        return result
+
+    def recommend(self, histories: Histories, *, rerank: bool = True) -> Fused:
+        """All stages in a row."""
+        embedded = self.embed(histories)
+        fused = self.retrieve(embedded)
+        return self.rerank(embedded, fused) if rerank else fused
+
+
+def read_config(directory: Path) -> PipelineConfig:
+    """Read ``pipeline.json``.
+
+    Raises:
+        BundleError: the directory is not a pipeline's.
+    """
+    path = directory / "pipeline.json"
+    try:
+        return PipelineConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleError(
+            f"{directory} is not a pipeline directory: it has no pipeline.json; "
+            "make one with `python -m jobs.fit`"
+        ) from error
+    except ValidationError as error:
+        raise BundleError(f"{path} is wrong: {error.errors()[0]['msg']}; fit again") from error
+
+
+def _fusion(directory: Path, config: PipelineConfig) -> Fusion:
+    """The searched fusion, or equal weights where nothing has been searched yet."""
+    path = directory / "fusion.json"
+    if path.is_file():
+        return Fusion.load(path)
+    return Fusion.uniform(config.sources, np.ones(len(config.sources), dtype=np.float32))

@@ -1,0 +1,95 @@
+"""The source around every item–item model: EASE, item-kNN, transitions.
+
+A history's score for an item is the sum, over the events of the history, of the recency weight of
+the event times the learned weight of (event's item → item):
+
+    score(h, c) = Σ_e  recency ** age(e) · W[item(e), c]      age 0 is the newest event
+
+How ``W`` is learned is the learner's business; one file each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self, TypeAlias
+
+import numpy as np
+from pydantic import Field
+
+from fusionrec.config import Config
+from fusionrec.data.histories import CodeArray, FloatArray, Histories
+from fusionrec.retrieval.neighbours import (
+    CSR,
+    Neighbours,
+    blocks,
+    gather,
+    profiles,
+    top_of_sparse,
+)
+from fusionrec.sources.ease import EASE
+from fusionrec.sources.item_knn import ItemKNN
+from fusionrec.sources.protocol import Ranked, TrainingData
+from fusionrec.sources.transitions import Transitions
+
+Learner: TypeAlias = Annotated[EASE | ItemKNN | Transitions, Field(discriminator="kind")]
+
+
+class ItemItemConfig(Config):
+    """Settings of one item–item source."""
+
+    learner: Learner
+    """What learns the weights."""
+    recency: float = Field(default=0.8, gt=0, le=1)
+    """Weight of an event relative to the next newer one of its history; 1 forgets the order."""
+    neighbours: int = Field(default=300, ge=1)
+    """Weights kept for each item."""
+
+
+class ItemItem:
+    """Scores items by their learned weights to the items of a history."""
+
+    def __init__(self, config: ItemItemConfig, neighbours: Neighbours | None = None) -> None:
+        self.config = config
+        self._neighbours = neighbours
+
+    @property
+    def name(self) -> str:
+        """The learner's name."""
+        return self.config.learner.kind
+
+    def fit(self, data: TrainingData) -> Self:
+        """Learn the weights. Cost: the learner's."""
+        learned = self.config.learner.learn(data, self.config.neighbours)
+        return type(self)(self.config, learned)
+
+    def top(self, histories: Histories, k: int) -> Ranked:
+        """The best ``k`` items of each history, by one sparse product a batch."""
+        return Ranked(*top_of_sparse(self._scores(histories), histories, k))
+
+    def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
+        """[B, C] scores of ``candidates``."""
+        result = np.zeros(candidates.shape, dtype=np.float32)
+        for start, stop in blocks(len(histories), len(self._fitted)):
+            scores = self._scores(histories.slice(start, stop)).toarray()
+            result[start:stop] = gather(scores, candidates[start:stop])
+        return result
+
+    def save(self, directory: Path) -> None:
+        """Write ``config.json`` and the neighbours."""
+        self._fitted.save(directory)
+        (directory / "config.json").write_text(self.config.model_dump_json(indent=2))
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read the settings, memory-map the neighbours."""
+        config = ItemItemConfig.model_validate_json((directory / "config.json").read_bytes())
+        return cls(config, Neighbours.load(directory))
+
+    @property
+    def _fitted(self) -> Neighbours:
+        assert self._neighbours is not None, f"{self.name} is not fitted"
+        return self._neighbours
+
+    def _scores(self, histories: Histories) -> CSR:
+        weights = (self.config.recency**histories.ages).astype(np.float32)
+        return profiles(histories, weights, len(self._fitted)) @ self._fitted.matrix

@@ -1,0 +1,53 @@
+"""Transitions: what tends to follow an item, several steps on.
+
+    W[a, b] = Σ over training histories with a at step i, b at step i + d, d ≤ steps:  decay^(d−1)
+              / count(a)^from_power / count(b)^to_power
+
+A first-order Markov chain is ``steps=1, from_power=1``. The wider window with decay is the
+sequential rules of Ludewig & Jannach, "Evaluation of Session-based Recommendation Algorithms"
+(2018), with counts damped by powers instead of normalised.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field
+
+from fusionrec.config import Config
+from fusionrec.retrieval.neighbours import Neighbours
+from fusionrec.sources.protocol import TrainingData
+
+
+class Transitions(Config):
+    """Learns from the order of events."""
+
+    kind: Literal["transitions"] = "transitions"
+    steps: int = Field(default=20, ge=1)
+    """How many events apart two items may be."""
+    decay: float = Field(default=0.8, gt=0, le=1)
+    """Weight of a step relative to the one before it."""
+    from_power: float = Field(default=0.5, ge=0, le=1)
+    """Damping of frequent earlier items."""
+    to_power: float = Field(default=0.0, ge=0, le=1)
+    """Damping of frequent later items; 0 lets popularity count."""
+
+    def learn(self, data: TrainingData, neighbours: int) -> Neighbours:
+        """Count. Cost: ``steps`` passes over the events."""
+        items = data.histories.items
+        end = np.repeat(data.histories.offsets[1:], data.histories.lengths)
+        position = np.arange(len(items))
+        shape = (data.num_items, data.num_items)
+        weights = sp.csr_array(shape, dtype=np.float32)
+        for step in range(1, self.steps + 1):
+            (first,) = np.nonzero(position + step < end)
+            value = np.full(len(first), self.decay ** (step - 1), dtype=np.float32)
+            weights = weights + sp.csr_array((value, (items[first], items[first + step])), shape)
+        weights.setdiag(0)
+        counts = np.maximum(np.bincount(items, minlength=data.num_items), 1).astype(np.float32)
+        rows = np.repeat(np.arange(data.num_items), np.diff(weights.indptr))
+        weights.data *= counts[rows] ** -self.from_power
+        weights.data *= counts[weights.indices] ** -self.to_power
+        return Neighbours.top(weights, neighbours)

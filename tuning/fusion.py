@@ -1,0 +1,320 @@
+"""Search the fusion: how much to trust each source, for each segment, on the validation cases.
+
+Ray Tune with Optuna proposes a normalisation and weights; a trial is one product over score tensors
+that every trial actor holds since its start, so that it costs milliseconds, and actors are reused
+from trial to trial. Every trial is in an Optuna journal before the next is proposed: a campaign
+whose driver is killed goes on from there, no trial lost or repeated. The best setting is polished,
+segments get their own weights where those hold on held-out cases.
+
+Leaves ``fusion.json`` in the pipeline directory and ``trials.csv``, ``trials.svg`` and the journal
+in ``--out``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from pydantic import Field
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
+
+from fusionrec.config import JobConfig, parse
+from fusionrec.data.dataset import Dataset
+from fusionrec.data.histories import FloatArray
+from fusionrec.data.splits import Cases, split
+from fusionrec.errors import ConfigError
+from fusionrec.fusion.candidates import Candidates, stack
+from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.fusion.normalisation import Normalisation, scales
+from fusionrec.fusion.objective import Objective
+from fusionrec.fusion.refine import Setting, polish, segment_settings
+from fusionrec.progress import bar
+from fusionrec.serving.pipeline import Pipeline, Stage
+from jobs import cluster
+from jobs.entry import run
+from tuning.plots import plot_campaign
+
+STUDY = "fusion"
+BLOCK = 256
+"""Histories that travel through the pipeline together."""
+
+
+class FusionCampaign(JobConfig):
+    """Search the weights of the fusion on the validation cases."""
+
+    pipeline: Path
+    """Pipeline directory, as jobs.fit left it; fusion.json goes there."""
+    dataset: Path
+    """The data set that it was fitted on."""
+    out: Path
+    """Directory of the campaign; one that exists is gone on with."""
+    trials: int = Field(default=300, ge=1)
+    """Weight settings to evaluate, those of an earlier start of the campaign included."""
+    workers: int = Field(default=2, ge=1)
+    """Trials evaluated at a time; each worker takes one CPU and a copy of the score tensors."""
+    segments: int = Field(default=3, ge=1)
+    """Segments by history length, of about equally many validation cases."""
+    max_cases: int = Field(default=25_000, ge=100)
+    """Validation cases to search on; more are sampled."""
+    k: int = Field(default=10, ge=1)
+    """Length of the lists whose NDCG is maximised."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the sampler and of every split of cases."""
+
+
+def space(sources: tuple[str, ...]) -> dict[str, Any]:
+    """What a trial may be: the search space of ``fusionrec.fusion.model.Fusion``."""
+    return {
+        "normalisation": tune.choice([str(n) for n in Normalisation]),
+        "cold_factor": tune.uniform(0.0, 2.0),
+        **{f"weight.{name}": tune.uniform(0.0, 1.0) for name in sources},
+    }
+
+
+def setting_of(config: dict[str, Any], sources: tuple[str, ...]) -> Setting:
+    """The point that a trial's parameters name."""
+    weights = np.array([config[f"weight.{name}"] for name in sources], dtype=np.float32)
+    return Setting(weights, float(config["cold_factor"]))
+
+
+class FusionTrial(tune.Trainable):
+    """One weight setting. The actor and its tensors live on from trial to trial."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        objectives: dict[str, Objective] | None = None,
+        sources: tuple[str, ...] = (),
+    ) -> None:
+        """Take hold of the tensors; Ray fetches them from the object store once an actor."""
+        self._objectives, self._sources, self._setting = objectives or {}, sources, config
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next trial, in the same actor."""
+        self._setting = new_config
+        return True
+
+    def step(self) -> dict[str, float]:
+        """Evaluate the setting."""
+        point = setting_of(self._setting, self._sources)
+        objective = self._objectives[self._setting["normalisation"]]
+        return {"ndcg": objective.value(point.weights, point.cold_factor), "done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A trial is one step: there is nothing to keep."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """See :meth:`save_checkpoint`."""
+
+
+class _Advance(tune.Callback):
+    """Moves the bar. Tune pickles its callbacks; a bar is not pickled with it."""
+
+    def __init__(self, advance: Any = None) -> None:
+        self._advance = advance
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Advance, ())
+
+    def on_trial_complete(self, *_args: Any, **_info: Any) -> None:
+        if self._advance is not None:
+            self._advance()
+
+
+def open_study(directory: Path, seed: int) -> tuple[optuna.Study, optuna.storages.JournalStorage]:
+    """The campaign's study; trials that a killed driver left running are marked as failed."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    backend = JournalFileBackend(str(directory / "journal.log"))
+    storage = optuna.storages.JournalStorage(backend)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=STUDY,
+        direction="maximize",
+        load_if_exists=True,
+        sampler=_sampler(seed),
+    )
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return study, storage
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=25)
+
+
+def collect(pipeline: Pipeline, cases: Cases) -> Candidates:
+    """What the sources propose for every case, in blocks."""
+    blocks = []
+    with bar("scoring the validation cases", len(cases)) as advance:
+        for start in range(0, len(cases), BLOCK):
+            block = cases.histories.slice(start, min(start + BLOCK, len(cases)))
+            blocks.append(pipeline.candidates(pipeline.embed(block)))
+            advance(len(block))
+    return stack(blocks)
+
+
+def campaign(config: FusionCampaign) -> Fusion:
+    """Search, refine, write; returns the fusion found.
+
+    Raises:
+        ConfigError: the data set is not the one that the pipeline was fitted on, or the campaign in
+            ``out`` searches something else.
+    """
+    dataset = Dataset.open(config.dataset)
+    pipeline = Pipeline.load(config.pipeline, stages=frozenset({Stage.EMBEDDER, Stage.RETRIEVER}))
+    if pipeline.config.dataset.fingerprint != dataset.info.fingerprint:
+        raise ConfigError(
+            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
+            "give the same one or run jobs.fit again"
+        )
+    sources = pipeline.config.sources
+    _claim(config, pipeline)
+    cases = _sample(split(dataset, pipeline.config.protocol).validation, config)
+    found = collect(pipeline, cases)
+    source_scales = scales(found)
+    cold = pipeline.item_counts == 0
+    objectives = {
+        str(method): Objective.of(found, cases.targets, method, source_scales, cold, config.k)
+        for method in Normalisation
+    }
+    study = _search(config, objectives, sources)
+    best = setting_of(study.best_params, sources)
+    normalisation = Normalisation(study.best_params["normalisation"])
+    objective = objectives[normalisation]
+    common = polish(objective, best)
+    bounds = segment_bounds(cases, config.segments)
+    segment_of = np.searchsorted(bounds, cases.histories.lengths, side="left")
+    settings = segment_settings(objective, common, segment_of, len(bounds) + 1, config.seed)
+    fusion = Fusion(
+        sources=sources,
+        normalisation=normalisation,
+        scales=dict(zip(sources, map(float, source_scales), strict=True)),
+        segments=tuple(
+            Segment(
+                max_events=bound,
+                weights=_as_weights(sources, setting.weights),
+                cold_factor=round(setting.cold_factor, 6),
+            )
+            for bound, setting in zip([*map(int, bounds), None], settings, strict=True)
+        ),
+    )
+    fusion.save(config.pipeline / "fusion.json")
+    study.trials_dataframe().to_csv(config.out / "trials.csv", index=False)
+    plot_campaign(study, fusion, config.out / "trials.svg")
+    own = sum(setting is not common for setting in settings)
+    sys.stdout.write(
+        f"validation NDCG@{config.k}: {study.best_value:.4f} best of {config.trials} trials, "
+        f"{objective.value(common.weights, common.cold_factor):.4f} polished; "
+        f"{own} of {len(settings)} segments have weights of their own\n"
+    )
+    return fusion
+
+
+def segment_bounds(cases: Cases, num_segments: int) -> FloatArray:
+    """Longest history of each segment but the last: quantiles of the cases' history lengths."""
+    shares = np.arange(1, num_segments) / num_segments
+    lengths = cases.histories.lengths
+    bounds = np.unique(np.quantile(lengths, shares, method="lower")).astype(np.int64)
+    return np.asarray(bounds[bounds < lengths.max(initial=0)])
+
+
+def _as_weights(sources: tuple[str, ...], weights: FloatArray) -> dict[str, float]:
+    """Scaled to a largest weight of 1, which changes no order."""
+    scaled = weights / max(float(weights.max()), 1e-9)
+    return {name: round(float(w), 6) for name, w in zip(sources, scaled, strict=True)}
+
+
+def _sample(cases: Cases, config: FusionCampaign) -> Cases:
+    if len(cases) <= config.max_cases:
+        return cases
+    generator = np.random.default_rng(config.seed)
+    return cases.take(np.sort(generator.choice(len(cases), config.max_cases, replace=False)))
+
+
+def _claim(config: FusionCampaign, pipeline: Pipeline) -> None:
+    """Note what the campaign in ``out`` searches, or check that it is this."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    this = {
+        "dataset": pipeline.config.dataset.fingerprint,
+        "pipeline": pipeline.config.model_dump(mode="json"),
+        "k": config.k,
+        "seed": config.seed,
+        "max_cases": config.max_cases,
+    }
+    path = config.out / "campaign.json"
+    if path.is_file() and json.loads(path.read_text()) != this:
+        raise ConfigError(
+            f"--out {config.out} holds a campaign over other data, sources or settings: "
+            "give another directory or remove it"
+        )
+    path.write_text(json.dumps(this, indent=1))
+
+
+def _search(
+    config: FusionCampaign, objectives: dict[str, Objective], sources: tuple[str, ...]
+) -> optuna.Study:
+    study, storage = open_study(config.out, config.seed)
+    done = len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
+    if done < config.trials:
+        with cluster.start(), bar("searching the fusion", config.trials) as advance:
+            advance(done)
+            _tune(config, objectives, sources, storage, done, advance)
+    return optuna.load_study(storage=storage, study_name=STUDY)
+
+
+def _tune(
+    config: FusionCampaign,
+    objectives: dict[str, Objective],
+    sources: tuple[str, ...],
+    storage: optuna.storages.JournalStorage,
+    done: int,
+    advance: Any,
+) -> None:
+    # The seed moves with what is done: a resumed campaign does not propose its beginning again.
+    searcher = OptunaSearch(
+        metric="ndcg",
+        mode="max",
+        sampler=_sampler(config.seed + done),
+        storage=storage,
+        study_name=STUDY,
+    )
+    trainable = tune.with_parameters(FusionTrial, objectives=objectives, sources=sources)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": 1}),
+        param_space=space(sources),
+        tune_config=tune.TuneConfig(
+            search_alg=ConcurrencyLimiter(searcher, max_concurrent=config.workers),
+            num_samples=config.trials - done,
+            metric="ndcg",
+            mode="max",
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"from-{done}",
+            storage_path=str(config.out.resolve() / "tune"),
+            callbacks=[_Advance(advance)],
+            verbose=0,
+        ),
+    )
+    results = tuner.fit()
+    if results.num_errors:
+        raise ConfigError(f"{results.num_errors} trials failed: {results.errors[0]}")
+
+
+def main() -> None:
+    """Parse, search, report."""
+    config = parse(FusionCampaign)
+    campaign(config)
+    sys.stdout.write(f"fusion: {config.pipeline / 'fusion.json'}\n")
+    sys.stdout.write(f"campaign: {config.out}\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -195,7 +195,7 @@ def test_cold_items_can_be_told_by_their_words_alone(
     words = by_words(default, cases.histories)
     words[:, ~cold] = -np.inf
     better = (words > words[np.arange(len(cases)), first_targets(cases)][:, None]).sum(axis=1)
-    assert better.mean() < 0.35 * cold.sum(), "chance would be one half"
+    assert (better < 0.1 * cold.sum()).mean() > 0.15, "chance would be a tenth"
 
 
 def topics_of(world_items: npt.NDArray, events: npt.NDArray) -> npt.NDArray:

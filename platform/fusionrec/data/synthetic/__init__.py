@@ -3,14 +3,14 @@
 Everything is drawn from one seed: the same configuration gives the same files, bit for bit.
 
 **Items.** Item *i* has a main and a second topic (weights φ_i, .7 and .3, over the topics of
-:mod:`~fusionrec.data.synthetic.words`, shared by all domains), an era, a hidden style, a domain, a
+:mod:`~fusionrec.data.synthetic.words`, shared by all domains), an era, a style, a domain, a
 creator (whose works are alike), a popularity a_i ~ N(0, 1) and a date of release r_i; 30% belong
 to series, some of which go from a book to its film to its songs. f_i is the vector of all of these
 but creator, popularity and date. A share of the items appears in the last days or never: *cold*.
 
 **Text.** Titles, descriptions and reviews speak of φ_i in words that differ from domain to domain
-and are partly oblique, of the era, the creator and the series; one mention in ten misleads. They
-are silent about style and popularity, so neither text nor events know everything.
+and are partly oblique, of the era, the creator and the series; one mention in ten misleads. The tone
+of an adjective hints at the style; popularity is not told, so neither text nor events know all.
 
 **Tastes.** User *u* has two vectors of logits over the features, before and after: a few loved
 topics (sparse Dirichlet), eras, styles, and the logarithms of their shares of the domains. Topics

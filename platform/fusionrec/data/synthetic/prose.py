@@ -1,7 +1,8 @@
 """Titles, descriptions and reviews: the text that carries what an item is about.
 
 Text shows an item's topics (mostly; one mention in ten is of another topic), its era, its creator
-and its series. It says nothing of the hidden styles or of popularity: those only the events tell.
+and its series, and hints at its style by the tone of an adjective. It says nothing of popularity:
+that only the events tell.
 """
 
 from __future__ import annotations
@@ -17,21 +18,31 @@ from fusionrec.data.synthetic.words import (
     ADJECTIVES,
     BANDS,
     DOMAINS,
+    ERA_LABELS,
     ERAS,
     FILLERS,
     FIRST_NAMES,
     LAST_NAMES,
     PLACES,
     ROLES,
+    STYLES,
     TOPICS,
     Topic,
 )
-from fusionrec.data.synthetic.world import DOMAIN_COLUMNS, ERA_COLUMNS, TOPIC_COLUMNS, World
+from fusionrec.data.synthetic.world import (
+    DOMAIN_COLUMNS,
+    ERA_COLUMNS,
+    STYLE_COLUMNS,
+    TOPIC_COLUMNS,
+    World,
+)
 
 T = TypeVar("T")
 
 MISLEADING = 0.1
 """Probability that a mention is of a topic the item is not about."""
+IN_STYLE = 0.8
+"""Probability that an adjective is one of the item's style."""
 NO_DESCRIPTION = 0.04
 """Probability that an item has a title alone."""
 
@@ -74,20 +85,25 @@ def write_items(world: World, rng: np.random.Generator) -> Prose:
     """Titles, descriptions, categories and creators' names of all items."""
     topics = _topics(world)
     domains = [DOMAINS[d] for d in world.features[:, DOMAIN_COLUMNS].argmax(axis=1)]
-    eras = [ERAS[e] for e in world.features[:, ERA_COLUMNS].argmax(axis=1)]
+    eras = world.features[:, ERA_COLUMNS].argmax(axis=1).tolist()
+    styles = world.features[:, STYLE_COLUMNS].argmax(axis=1).tolist()
     names = _names(world, domains, rng)
     creators = [names[creator] for creator in world.creators]
-    bases, titles = _titles(world, topics, domains, rng)
+    bases, titles = _titles(world, topics, styles, domains, rng)
     texts, categories = [], []
     for code, (domain, own) in enumerate(zip(domains, topics, strict=True)):
         text = ""
         if rng.random() >= NO_DESCRIPTION:
-            text = _description(domain, own, eras[code], creators[code], rng)
+            facts = (ERAS[eras[code]], _adjective(1, styles[code], rng), creators[code])
+            text = _description(domain, own, *facts, rng)
             if world.previous[code] >= 0 and rng.random() < 0.7:
                 text += f" It continues {bases[code]}."
         texts.append(text)
         genre = own[0] if rng.random() >= MISLEADING else _pick(TOPICS, rng)
-        categories.append([genre.genre, _LABELS[domain]])
+        labels = [genre.genre, _LABELS[domain]]
+        if rng.random() < 0.7:
+            labels.append(ERA_LABELS[eras[code]])
+        categories.append(labels)
     return Prose(titles, texts, categories, creators)
 
 
@@ -111,6 +127,11 @@ def write_reviews(
 
 def _pick(options: Sequence[T], rng: np.random.Generator) -> T:
     return options[int(rng.random() * len(options))]
+
+
+def _adjective(kind: int, style: int, rng: np.random.Generator) -> str:
+    """A word for titles (``kind`` 0) or for the tone (1), mostly one of the style."""
+    return _pick((STYLES[style] if rng.random() < IN_STYLE else _pick(STYLES, rng))[kind], rng)
 
 
 def _topics(world: World) -> list[list[Topic]]:
@@ -147,16 +168,20 @@ def _names(world: World, domains: list[str], rng: np.random.Generator) -> dict[i
 
 
 def _titles(
-    world: World, topics: list[list[Topic]], domains: list[str], rng: np.random.Generator
+    world: World,
+    topics: list[list[Topic]],
+    styles: list[int],
+    domains: list[str],
+    rng: np.random.Generator,
 ) -> tuple[list[str], list[str]]:
     """The base title of each item's series, and the titles: series share the base."""
     bases, titles, taken = [""] * len(world), [""] * len(world), set[str]()
     for first in np.flatnonzero(world.previous < 0):
-        base = _base_title(topics[first], rng)
+        base = _base_title(topics[first], styles[first], rng)
         for _ in range(20):
             if base not in taken:
                 break
-            base = _base_title(topics[first], rng)
+            base = _base_title(topics[first], styles[first], rng)
         taken.add(base)
         code, volumes = int(first), dict.fromkeys(DOMAINS, 0)
         while code >= 0:
@@ -174,9 +199,9 @@ def _titles(
     return bases, titles
 
 
-def _base_title(own: list[Topic], rng: np.random.Generator) -> str:
+def _base_title(own: list[Topic], style: int, rng: np.random.Generator) -> str:
     noun = _pick(_mentioned(own, rng).nouns, rng)
-    mould = rng.integers(6)
+    mould = rng.integers(8)
     if mould == 0:
         return f"The {noun} of {_pick(PLACES, rng)}"
     if mould == 1:
@@ -185,11 +210,11 @@ def _base_title(own: list[Topic], rng: np.random.Generator) -> str:
         return f"{_pick(PLACES, rng)} {noun}"
     if mould == 3:
         return f"{noun} and {_pick(own[-1].nouns, rng)}"
-    return f"The {_pick(ADJECTIVES, rng)} {noun}"
+    return f"The {_adjective(0, style, rng)} {noun}"
 
 
 def _description(
-    domain: str, own: list[Topic], era: str, creator: str, rng: np.random.Generator
+    domain: str, own: list[Topic], era: str, tone: str, creator: str, rng: np.random.Generator
 ) -> str:
     said = {""}
 
@@ -208,13 +233,13 @@ def _description(
                 (
                     f"{_capital(one)}, {two}: that is how it opens.",
                     f"Listen for {one} and, later, {two}.",
-                    f"{creator} build these songs on {one}.",
+                    f"{creator} build these {tone} songs on {one}.",
                 ),
                 rng,
             )
         ]
         if rng.random() < 0.6:
-            sentences.append(f"The words circle around {matter()}.")
+            sentences.append(f"The words circle around {matter()}; the mood is {tone}.")
         if rng.random() < 0.5:
             sentences.append(f"Its sleeve and its manners are from {era}.")
     else:
@@ -226,8 +251,8 @@ def _description(
             _pick(
                 (
                     f"At its heart: {one}.",
-                    f"A {story} about {one}.",
-                    f"What begins with {one} ends with {matter()}.",
+                    f"{_article(tone)} {story} about {one}.",
+                    f"What begins with {one} ends, in {tone} scenes, with {matter()}.",
                     f"{_capital(one)}, and nobody to talk to about it.",
                 ),
                 rng,
@@ -242,6 +267,10 @@ def _description(
     if rng.random() < 0.5:
         sentences.append(_pick(FILLERS[domain], rng))
     return " ".join(sentences)
+
+
+def _article(adjective: str) -> str:
+    return f"{'An' if adjective[0] in 'aeiou' else 'A'} {adjective}"
 
 
 def _capital(phrase: str) -> str:

@@ -1,8 +1,9 @@
 """The vocabulary of the synthetic catalogue: what each topic sounds like in films, books and music.
 
 A topic is never named by one fixed word. ``matters`` and ``acts`` (films, books) and ``sounds``
-(music) speak of it in different words, some plain and some oblique, so that a pretrained encoder
-sees part of the likeness and fine-tuning on histories can teach it the rest.
+(music) speak of it in different words, some plain and some oblique, and a style shows only in the
+tone of an adjective, so that a pretrained encoder sees part of the likeness and fine-tuning on
+histories can teach it the rest.
 """
 
 from __future__ import annotations
@@ -309,11 +310,20 @@ ERAS = (
     "the present day",
     "the near future",
 )
+ERA_LABELS = ("Medieval", "19th Century", "Twenties", "Seventies", "Contemporary", "Futuristic")
 
-ADJECTIVES = _words(
-    "Quiet|Crooked|Seventh|Borrowed|Hollow|Golden|Broken|Distant|Hidden|Pale|Last|Second|Burning|"
-    "Unfinished|Forgotten|Northern|Silver|Narrow|Restless|Patient|Wild|Lonely|Crimson|Bitter"
+STYLES = (
+    (_words("Quiet|Patient|Distant"), _words("slow|meditative|unhurried")),
+    (_words("Burning|Restless|Wild"), _words("breathless|headlong|frantic")),
+    (_words("Crooked|Borrowed|Second"), _words("deadpan|wry|mocking")),
+    (_words("Broken|Bitter|Crimson"), _words("brutal|unsparing|raw")),
+    (_words("Golden|Forgotten|Little"), _words("tender|gentle|warm")),
+    (_words("Silver|Seventh|Velvet"), _words("lavish|ornate|sumptuous")),
+    (_words("Narrow|Northern|Plain"), _words("austere|spare|bare")),
+    (_words("Hollow|Hidden|Pale"), _words("eerie|dreamlike|uncanny")),
 )
+"""Of each style: adjectives that its titles favour, and words for its tone."""
+ADJECTIVES = tuple(adjective for adjectives, _ in STYLES for adjective in adjectives)
 PLACES = _words(
     "Arlen|Bellmoor|Corvo|Dunhaven|Estrel|Farrow Hill|Galt|Hesper|Ilmen|Jorvay|Kestrel Bay|Lorne|"
     "Marisol|Nether Wick|Ostrava Street|Penhallow|Quince Square|Rosmark|Sable Point|Tamsin|Ulveg|"

@@ -15,18 +15,17 @@ from pydantic import Field
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, IntArray
 from fusionrec.data.synthetic.calendar import DAY, END, START
-from fusionrec.data.synthetic.words import DOMAINS, ERAS, TOPICS
+from fusionrec.data.synthetic.words import DOMAINS, ERAS, STYLES, TOPICS
 
 DoubleArray: TypeAlias = npt.NDArray[np.float64]
 
-NUM_STYLES = 8
 TOPIC_COLUMNS = slice(0, len(TOPICS))
 ERA_COLUMNS = slice(TOPIC_COLUMNS.stop, TOPIC_COLUMNS.stop + len(ERAS))
-STYLE_COLUMNS = slice(ERA_COLUMNS.stop, ERA_COLUMNS.stop + NUM_STYLES)
+STYLE_COLUMNS = slice(ERA_COLUMNS.stop, ERA_COLUMNS.stop + len(STYLES))
 DOMAIN_COLUMNS = slice(STYLE_COLUMNS.stop, STYLE_COLUMNS.stop + len(DOMAINS))
 NUM_FEATURES = DOMAIN_COLUMNS.stop
 
-TOPIC_STRENGTH, ERA_STRENGTH, STYLE_STRENGTH = 6.0, 1.0, 2.0
+TOPIC_STRENGTH, ERA_STRENGTH, STYLE_STRENGTH = 6.0, 1.5, 2.0
 """Logits between an item that a user loves and one that says nothing to them."""
 APPEAL_SPREAD = 1.0
 """Standard deviation of the logit of an item's popularity."""
@@ -116,7 +115,7 @@ def _draw_items(config: SyntheticConfig, rng: np.random.Generator) -> dict[str, 
 
     primary = mostly_of_creator(num_topics, 0.65)
     secondary = rng.integers(num_topics, size=num_items)
-    eras, styles = mostly_of_creator(len(ERAS), 0.6), mostly_of_creator(NUM_STYLES, 0.5)
+    eras, styles = mostly_of_creator(len(ERAS), 0.6), mostly_of_creator(len(STYLES), 0.5)
     appeal = rng.normal(0.0, APPEAL_SPREAD, num_items)
     released = START - (rng.exponential(4 * 365 * DAY, num_items)).astype(np.int64)
     recent = rng.random(num_items) < 0.3
@@ -189,7 +188,7 @@ def _draw_tastes(config: SyntheticConfig, rng: np.random.Generator) -> DoubleArr
     tastes = np.empty((num_users, 2, NUM_FEATURES))
     tastes[:, :, TOPIC_COLUMNS] = TOPIC_STRENGTH * relative(draw(len(TOPICS), 0.12))
     tastes[:, :, ERA_COLUMNS] = ERA_STRENGTH * relative(draw(len(ERAS), 0.5))
-    tastes[:, :, STYLE_COLUMNS] = STYLE_STRENGTH * relative(draw(NUM_STYLES, 0.3))
+    tastes[:, :, STYLE_COLUMNS] = STYLE_STRENGTH * relative(draw(len(STYLES), 0.3))
     # Nobody is closed to a domain altogether: a twentieth is the least.
     tastes[:, :, DOMAIN_COLUMNS] = np.log(0.05 + 0.85 * draw(len(DOMAINS), 0.8))
     return tastes

@@ -92,7 +92,8 @@ def _catalogue(pipeline: Path) -> Catalogue:
     path = pipeline / "catalogue.parquet"
     if not path.is_file():
         raise DataError(
-            f"--pipeline {pipeline} has no catalogue.parquet; make it with `python -m jobs.fit`"
+            f"--pipeline {pipeline} has no catalogue.parquet; make it with "
+            f"`python -m jobs.fit --dataset DIR --pipeline {pipeline} --prepare`"
         )
     catalogue = Catalogue.load(path)
     if not catalogue.has_text:

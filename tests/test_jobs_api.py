@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fusionrec.data.dataset import Dataset
+from fusionrec.evaluation.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,15 +142,20 @@ def submit(head, monkeypatch):
     return run
 
 
-def test_a_job_leaves_its_result(submit, tmp_path):
-    raw, out = tmp_path / "raw", tmp_path / "dataset"
-    raw.mkdir()
-    rows = [f"u{n % 7},i{n % 5},{1_700_000_000 + n}" for n in range(35)]
-    (raw / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows, ""]))
-    log = submit(f"python -m jobs.ingest --raw {raw} --out {out}")
-    info = Dataset.open(out).info
-    assert (info.num_users, info.num_items, info.num_interactions) == (7, 5, 35)
-    assert info.fingerprint in log
+def test_jobs_leave_their_results(submit, tmp_path, synthetic):
+    pipeline, report = tmp_path / "pipeline", tmp_path / "report"
+    given = f"--dataset {synthetic.directory} --pipeline {pipeline}"
+    submit(f"python -m jobs.fit {given}")
+    log = submit(f"python -m jobs.evaluate {given} --out {report}")
+    result = Report.model_validate_json((report / "report.json").read_bytes())
+    assert result.dataset == synthetic.info
+    assert result.served.metrics["ndcg"].mean > 0
+    assert f"{result.served.metrics['ndcg'].mean:.4f}" in log
+
+
+def test_a_job_that_fails_says_why(submit, tmp_path):
+    with pytest.raises(AssertionError, match="error: raw data /absent does not exist"):
+        submit(f"python -m jobs.ingest --raw /absent --out {tmp_path}")
 
 
 def test_a_job_whose_workers_need_the_library(submit, tmp_path, synthetic, tiny_encoder):

@@ -54,7 +54,7 @@ class Neighbours:
         parts = []
         for start in range(0, num_items, block):
             rows = matrix[start : start + block]
-            values = rows.toarray() if sp.issparse(rows) else rows
+            values = rows if isinstance(rows, np.ndarray) else rows.toarray()
             columns = np.argpartition(-np.abs(values), count - 1, axis=1)[:, :count]
             columns.sort(axis=1)
             values = np.take_along_axis(values, columns, axis=1)

@@ -32,7 +32,7 @@ third of the events have a review, which mentions a topic and praises or blames 
 
 **Oracle.** p(i | u, t, h) itself, in ``oracle.npz`` beside the data set: :class:`Oracle`.
 
-Costs at the default size: a few seconds and 300 MB.
+Costs at the default size: a few seconds and under 400 MB.
 """
 
 from __future__ import annotations

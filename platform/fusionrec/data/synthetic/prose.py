@@ -227,7 +227,9 @@ def _description(
         return phrase
 
     if domain == "music":
-        one, two = _pick(own[0].sounds, rng), _pick(_mentioned(own, rng).sounds, rng)
+        one = two = _pick(own[0].sounds, rng)
+        while two == one:
+            two = _pick(_mentioned(own, rng).sounds, rng)
         sentences = [
             _pick(
                 (

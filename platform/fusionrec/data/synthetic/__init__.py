@@ -9,8 +9,8 @@ to series, some of which go from a book to its film to its songs. f_i is the vec
 but creator, popularity and date. A share of the items appears in the last days or never: *cold*.
 
 **Text.** Titles, descriptions and reviews speak of φ_i in words that differ from domain to domain
-and are partly oblique, of the era, the creator and the series; one mention in ten misleads. The tone
-of an adjective hints at the style; popularity is not told, so neither text nor events know all.
+and are partly oblique, of the era, the creator and the series; one mention in ten misleads. The
+tone of an adjective hints at the style; popularity is not told: neither text nor events know all.
 
 **Tastes.** User *u* has two vectors of logits over the features, before and after: a few loved
 topics (sparse Dirichlet), eras, styles, and the logarithms of their shares of the domains. Topics

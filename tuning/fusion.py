@@ -12,6 +12,8 @@ in ``--out``.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -175,9 +177,9 @@ def campaign(config: FusionCampaign) -> Fusion:
             "give the same one or run jobs.fit again"
         )
     sources = pipeline.config.sources
-    _claim(config, pipeline)
     cases = _sample(split(dataset, pipeline.config.protocol).validation, config)
     found = collect(pipeline, cases)
+    _claim(config, pipeline, found)
     source_scales = scales(found)
     cold = pipeline.item_counts == 0
     objectives = {
@@ -238,15 +240,15 @@ def _sample(cases: Cases, config: FusionCampaign) -> Cases:
     return cases.take(np.sort(generator.choice(len(cases), config.max_cases, replace=False)))
 
 
-def _claim(config: FusionCampaign, pipeline: Pipeline) -> None:
+def _claim(config: FusionCampaign, pipeline: Pipeline, found: Candidates) -> None:
     """Note what the campaign in ``out`` searches, or check that it is this."""
     config.out.mkdir(parents=True, exist_ok=True)
     this = {
         "dataset": pipeline.config.dataset.fingerprint,
-        "pipeline": pipeline.config.model_dump(mode="json"),
+        "sources": list(pipeline.config.sources),
         "k": config.k,
         "seed": config.seed,
-        "max_cases": config.max_cases,
+        "scores": hashlib.sha256(found.scores.tobytes()).hexdigest(),
     }
     path = config.out / "campaign.json"
     if path.is_file() and json.loads(path.read_text()) != this:
@@ -303,7 +305,9 @@ def _tune(
             verbose=0,
         ),
     )
-    results = tuner.fit()
+    # Tune prints a banner even when told to be silent.
+    with (config.out / "tune.log").open("a") as log, contextlib.redirect_stdout(log):
+        results = tuner.fit()
     if results.num_errors:
         raise ConfigError(f"{results.num_errors} trials failed: {results.errors[0]}")
 

@@ -46,8 +46,8 @@ class Neighbours:
         return cls._of(matrix.data[keep], matrix.indices[keep], rows[keep], matrix.shape[0])
 
     @classmethod
-    def top_dense(cls, matrix: FloatArray | CSR, count: int) -> Self:
-        """As :meth:`top`, for a matrix with few zeros, in dense blocks of rows."""
+    def top_dense(cls, matrix: Any, count: int) -> Self:
+        """As :meth:`top`, for a sparse or dense matrix with few zeros, in dense blocks of rows."""
         num_items = matrix.shape[0]
         count = min(count, num_items)
         block = max(1, _BLOCK_ENTRIES // max(num_items, 1))

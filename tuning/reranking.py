@@ -19,7 +19,7 @@ from fusionrec.data.histories import BoolArray, FloatArray
 from fusionrec.data.splits import Cases, split
 from fusionrec.errors import ConfigError
 from fusionrec.fusion.model import Fused, Fusion
-from fusionrec.fusion.refine import held_out_gain
+from fusionrec.fusion.refine import holds_out
 from fusionrec.progress import bar
 from fusionrec.serving.pipeline import Pipeline
 from jobs.entry import run
@@ -81,8 +81,8 @@ def weigh(config: RerankingCampaign) -> Fusion:
             best = int(gains[chosen].mean(axis=0).argmax())
             return lambda asked: gains[asked, best]
 
-        gain, error = held_out_gain(len(cases), choose, among, config.seed)
-        weight = float(grid[int(gains[among].mean(axis=0).argmax())]) if gain > error else 0.0
+        helps = holds_out(len(cases), choose, among, config.seed)
+        weight = float(grid[int(gains[among].mean(axis=0).argmax())]) if helps else 0.0
         segments.append(segment.model_copy(update={"reranker": round(weight, 6)}))
     fusion = fusion.model_copy(update={"segments": tuple(segments)})
     fusion.save(config.pipeline / "fusion.json")

@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusionrec.data.histories import Histories
+from fusionrec.errors import ConfigError
+from fusionrec.evaluation.metrics import METRICS
+from fusionrec.evaluation.ranks import list_ranks
+from fusionrec.fusion.candidates import Candidates, stack, union
+from fusionrec.fusion.model import Fusion, Segment, fuse
+from fusionrec.fusion.normalisation import Normalisation, normalise, scales
+from fusionrec.fusion.objective import Objective
+from fusionrec.fusion.refine import Setting, holds_out, polish, segment_settings
+
+ITEMS = np.array([[0, 2, 5], [1, 3, -1]], dtype=np.int32)
+SCORES = np.array(
+    [[[4.0, 2.0, 0.0], [1.0, 3.0, 0.0]], [[0.0, 10.0, 5.0], [2.0, 0.0, 0.0]]], dtype=np.float32
+)
+CANDIDATES = Candidates(ITEMS, SCORES, np.array([2, 9]))
+WARM = np.zeros(6, dtype=bool)
+
+
+def fusion(**changes):
+    values = {
+        "sources": ("a", "b"),
+        "scales": {"a": 2.0, "b": 5.0},
+        "segments": (
+            Segment(max_events=4, weights={"a": 1.0, "b": 2.0}),
+            Segment(weights={"a": 3.0, "b": 0.0}),
+        ),
+    }
+    return Fusion(**{**values, **changes})
+
+
+def test_union_is_sorted_distinct_and_padded():
+    found = union([np.array([[5, 2], [1, -1]], np.int32), np.array([[2, 0], [3, 1]], np.int32)])
+    np.testing.assert_array_equal(found, ITEMS)
+
+
+def test_stack_pads_to_the_widest():
+    narrow = Candidates(ITEMS[:, :2], SCORES[:, :, :2], CANDIDATES.lengths)
+    found = stack([narrow, CANDIDATES])
+    assert found.items.shape == (4, 3)
+    assert found.items[0, 2] == -1
+    assert found.scores.shape == (2, 4, 3)
+
+
+def test_normalisations_have_known_answers():
+    ones = np.ones(2, np.float32)
+    assert scales(CANDIDATES).tolist() == pytest.approx([2.5, 17 / 3])
+    found = normalise(CANDIDATES, Normalisation.MAX, ones)
+    np.testing.assert_allclose(found[0], [[1, 0.5, 0], [1 / 3, 1, 0]])
+    found = normalise(CANDIDATES, Normalisation.ZSCORE, ones)
+    np.testing.assert_allclose(found[0, 0], [1.2247, 0, -1.2247], atol=1e-4)
+    np.testing.assert_allclose(found[0, 1], [-1, 1, 0], atol=1e-6)
+    found = normalise(CANDIDATES, Normalisation.LOG, ones)
+    np.testing.assert_allclose(found[0, 0], np.log1p([4 / 3, 2 / 3, 0]), rtol=1e-6)
+    found = normalise(CANDIDATES, Normalisation.SCALE, np.array([2, 5], np.float32))
+    np.testing.assert_allclose(found[1, 0], [0, 2, 1])
+
+
+@pytest.mark.parametrize("method", list(Normalisation))
+def test_a_silent_source_stays_silent(method):
+    silent = Candidates(ITEMS, np.zeros_like(SCORES), CANDIDATES.lengths)
+    assert not normalise(silent, method, scales(silent)).any()
+
+
+def test_the_segment_picks_the_weights_and_terms_sum_to_the_score():
+    found = fuse(fusion(), CANDIDATES, WARM)
+    assert found.items.tolist() == [[2, 0, 5], [3, 1, -1]]
+    np.testing.assert_allclose(found.scores[0], [1 + 4, 2, 2])
+    np.testing.assert_allclose(found.terms.sum(axis=1), found.scores)
+    np.testing.assert_allclose(found.terms[1, 1], 0)
+
+
+def test_cold_items_get_their_factor():
+    segments = (Segment(weights={"a": 1.0, "b": 2.0}, cold_factor=0.5),)
+    cold = WARM.copy()
+    cold[2] = True
+    found = fuse(fusion(segments=segments), CANDIDATES, cold)
+    assert dict(zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True))[2] == 2.5
+
+
+def test_fusion_round_trips_and_says_what_is_wrong(tmp_path):
+    path = tmp_path / "fusion.json"
+    fusion().save(path)
+    assert Fusion.load(path) == fusion()
+    with pytest.raises(ConfigError, match=r"run `python -m tuning.fusion`"):
+        Fusion.load(tmp_path / "none.json")
+    path.write_text(path.read_text().replace('"a"', '"z"', 1))
+    with pytest.raises(ConfigError, match=r"must name exactly"):
+        Fusion.load(path)
+
+
+@pytest.mark.parametrize("bounds", [(4, 4, None), (5, 4, None), (4, 5), (None, None)])
+def test_segments_must_ascend(bounds):
+    segments = tuple(Segment(max_events=b, weights={"a": 1, "b": 1}) for b in bounds)
+    with pytest.raises(ValueError, match="ascend"):
+        fusion(segments=segments)
+
+
+def random_case(seed, num_cases=40, width=12, max_targets=3):
+    generator = np.random.default_rng(seed)
+    items = np.sort(
+        np.stack([generator.choice(30, width, replace=False) for _ in range(num_cases)]), axis=1
+    ).astype(np.int32)
+    items[::5, -3:] = -1
+    scores = np.round(generator.random((3, num_cases, width)), 1).astype(np.float32)
+    scores *= items >= 0
+    targets = Histories.of(
+        [
+            generator.choice(30, generator.integers(1, max_targets + 1), replace=False)
+            for _ in range(num_cases)
+        ]
+    )
+    return Candidates(items, scores, generator.integers(0, 20, num_cases)), targets
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from(list(Normalisation)))
+def test_objective_is_the_ndcg_of_the_fused_list(seed, method):
+    candidates, targets = random_case(seed, max_targets=1)
+    weights = np.random.default_rng(seed + 1).random(3).astype(np.float32)
+    cold = np.arange(30) % 7 == 0
+    found = scales(candidates)
+    objective = Objective.of(candidates, targets, method, found, cold)
+    model = Fusion(
+        sources=("a", "b", "c"),
+        normalisation=method,
+        scales=dict(zip("abc", map(float, found), strict=True)),
+        segments=(
+            Segment(weights=dict(zip("abc", map(float, weights), strict=True)), cold_factor=0.5),
+        ),
+    )
+    lists = fuse(model, candidates, cold)
+    # Rounded, because the two sum in a different order and ties are what they must agree on.
+    ranks = list_ranks(lists.items, np.round(lists.scores, 4), targets)
+    expected = METRICS["ndcg"](ranks, 10).mean()
+    assert objective.value(weights, 0.5) == pytest.approx(expected, abs=0.02)
+
+
+def test_objective_counts_every_target_in_the_ideal():
+    candidates = Candidates(
+        np.array([[0, 1, 2]], np.int32), np.array([[[3.0, 2.0, 1.0]]], np.float32), np.array([1])
+    )
+    targets = Histories.of([[0, 2, 9]])
+    objective = Objective.of(candidates, targets, Normalisation.SCALE, np.ones(1, np.float32), WARM)
+    ideal = 1 + 1 / np.log2(3) + 1 / 2
+    assert objective.value(np.ones(1, np.float32)) == pytest.approx((1 + 1 / 2) / ideal)
+
+
+def test_objective_without_any_hit_is_zero():
+    targets = Histories.of([[4], [4]])
+    objective = Objective.of(CANDIDATES, targets, Normalisation.SCALE, np.ones(2, np.float32), WARM)
+    assert objective.value(np.ones(2, np.float32)) == 0
+
+
+def test_polish_never_loses_and_finds_the_useful_source():
+    candidates, targets = random_case(3, num_cases=300, max_targets=1)
+    hit = candidates.items == targets.items[targets.offsets[:-1]][:, None]
+    candidates.scores[1] += 0.3 * hit
+    objective = Objective.of(
+        candidates, targets, Normalisation.SCALE, scales(candidates), np.zeros(30, bool)
+    )
+    start = Setting(np.ones(3, np.float32))
+    best = polish(objective, start)
+    assert objective.value(best.weights) > objective.value(start.weights)
+    assert best.weights.argmax() == 1
+
+
+def test_segments_keep_the_common_weights_when_theirs_are_noise():
+    candidates, targets = random_case(4, num_cases=200, max_targets=1)
+    objective = Objective.of(
+        candidates, targets, Normalisation.SCALE, scales(candidates), np.zeros(30, bool)
+    )
+    common = Setting(np.ones(3, np.float32))
+    segment_of = np.arange(200) % 4
+    settings_found = segment_settings(objective, common, segment_of, 4, seed=0)
+    assert sum(found is common for found in settings_found) >= 3
+
+
+def test_segments_take_their_own_weights_when_those_hold():
+    candidates, targets = random_case(5, num_cases=600, max_targets=1)
+    hit = candidates.items == targets.items[targets.offsets[:-1]][:, None]
+    segment_of = (np.arange(600) < 300).astype(np.int64)
+    candidates.scores[0] += 0.8 * hit * segment_of[:, None]
+    candidates.scores[2] += 0.8 * hit * (1 - segment_of[:, None])
+    objective = Objective.of(
+        candidates, targets, Normalisation.SCALE, scales(candidates), np.zeros(30, bool)
+    )
+    common = Setting(np.ones(3, np.float32))
+    other, first = segment_settings(objective, common, segment_of, 2, seed=0)
+    assert first.weights.argmax() == 0
+    assert other.weights.argmax() == 2
+
+
+def test_one_case_is_not_enough_to_hold():
+    gain = lambda _: lambda asked: np.ones(int(asked.sum()), np.float32)  # noqa: E731
+    assert not holds_out(1, gain, np.ones(1, bool), seed=0)
+    assert holds_out(10, gain, np.ones(10, bool), seed=0)

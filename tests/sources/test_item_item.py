@@ -1,0 +1,89 @@
+"""Known answers of the item-item learners, and independent implementations of them."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from fusionrec.data.catalogue import Catalogue
+from fusionrec.data.histories import Histories
+from fusionrec.errors import DataError
+from fusionrec.sources.ease import EASE
+from fusionrec.sources.item_item import ItemItem, ItemItemConfig
+from fusionrec.sources.item_knn import ItemKNN
+from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.transitions import Transitions
+
+
+def training(rows, num_items):
+    empty = ("",) * num_items
+    ids = tuple(map(str, range(num_items)))
+    return TrainingData(Catalogue(ids, empty, empty, ((),) * num_items, empty), Histories.of(rows))
+
+
+@pytest.fixture(scope="module")
+def random_data():
+    generator = np.random.default_rng(1)
+    rows = [generator.choice(30, generator.integers(2, 9), replace=False) for _ in range(80)]
+    return training(rows, 30)
+
+
+def test_ease_is_the_closed_form(random_data):
+    seen = np.zeros((80, 30))
+    seen[random_data.histories.rows, random_data.histories.items] = 1
+    inverse = np.linalg.inv(seen.T @ seen + 7 * np.eye(30))
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0)
+    found = EASE(regularisation=7).learn(random_data, neighbours=30).matrix.toarray()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_ease_leaves_cold_items_out():
+    found = EASE().learn(training([[0, 1], [1, 0]], 5), neighbours=5).matrix.toarray()
+    assert found[:2, :2].any()
+    assert not found[2:].any()
+    assert not found[:, 2:].any()
+
+
+def test_ease_refuses_a_large_catalogue(random_data):
+    with pytest.raises(DataError, match=r"30 items .* use the source item-knn or transitions"):
+        EASE(max_items=29).learn(random_data, neighbours=5)
+
+
+@pytest.mark.filterwarnings("ignore:Method expects CSR input")
+def test_item_knn_is_the_cosine_of_implicit(random_data):
+    from implicit.nearest_neighbours import CosineRecommender
+
+    histories = random_data.histories
+    ones = np.ones(len(histories.items))
+    matrix = sp.csr_matrix((ones, (histories.rows, histories.items)), shape=(80, 30))
+    peer = CosineRecommender(K=30, num_threads=1)
+    peer.fit(matrix, show_progress=False)
+    expected = peer.similarity.toarray()
+    np.fill_diagonal(expected, 0)
+    cosine = ItemKNN(power=0.5, length_power=0, shrinkage=0)
+    np.testing.assert_allclose(cosine.learn(random_data, 30).matrix.toarray(), expected, atol=1e-6)
+
+
+def test_transitions_count_steps_with_decay():
+    learner = Transitions(steps=2, decay=0.5, from_power=0, to_power=0)
+    found = learner.learn(training([[0, 1, 2], [0, 2]], 3), 3).matrix.toarray()
+    np.testing.assert_allclose(found, [[0, 1, 1.5], [0, 0, 1], [0, 0, 0]])
+
+
+def test_transitions_do_not_cross_histories():
+    found = Transitions(steps=5).learn(training([[0, 1], [2, 3]], 4), 4).matrix
+    assert sorted(zip(*found.nonzero(), strict=True)) == [(0, 1), (2, 3)]
+
+
+def test_transitions_damp_frequent_items():
+    learner = Transitions(steps=1, from_power=1, to_power=0.5)
+    found = learner.learn(training([[0, 1], [0, 2], [0, 2]], 3), 3).matrix.toarray()
+    np.testing.assert_allclose(found[0], [0, 1 / 3, 2 / 3 / 2**0.5], rtol=1e-6)
+
+
+def test_recency_weighs_the_newest_event_most():
+    learner = Transitions(steps=1, from_power=0)
+    source = ItemItem(ItemItemConfig(learner=learner, recency=0.5))
+    fitted = source.fit(training([[0, 1], [2, 3]], 4))
+    found = fitted.score(Histories.of([[0, 2]]), np.array([[1, 3]], np.int32))
+    np.testing.assert_allclose(found, [[0.5, 1.0]])

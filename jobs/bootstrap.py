@@ -160,33 +160,33 @@ def install(wanted: str) -> int:
 
 
 def follow(command: "list[str]", start: float) -> int:
-    """Run pip with its output in the log and one line of progress: in place, or every 30 s."""
+    """Run pip with its output in the log, and say what it does: in place, or every 30 s."""
     terminal = sys.stderr.isatty()
     told = start
-    pip = subprocess.Popen(
-        command,
-        cwd=str(ROOT),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
     with LOG.open("wb") as log:
-        for line in pip.stdout or ():
-            log.write(line)
+        pip = subprocess.Popen(
+            command, cwd=str(ROOT), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        while pip.poll() is None:
+            time.sleep(0.2)
             now = time.monotonic()
-            words = line.decode("utf-8", "replace").split()
-            if not words or words[0] not in ("Collecting", "Downloading", "Building", "Installing"):
+            if now - told < (1 if terminal else 30):
                 continue
-            doing = " ".join(words[:2])[:60]
-            if terminal:
-                sys.stderr.write(f"\r  {now - start:4.0f} s  {doing:<62}")
-                sys.stderr.flush()
-            elif now - told > 30:
-                told = now
-                sys.stderr.write(f"  {now - start:4.0f} s  {doing}\n")
+            told = now
+            end = "" if terminal else "\n"
+            sys.stderr.write(f"{chr(13) * terminal}  {now - start:4.0f} s  {doing():<62}{end}")
+            sys.stderr.flush()
     if terminal:
         sys.stderr.write("\r" + " " * 74 + "\r")
-    return pip.wait()
+    return pip.returncode
+
+
+def doing() -> str:
+    """The newest line of pip's log, as far as it fits."""
+    with LOG.open("rb") as log:
+        log.seek(max(0, LOG.stat().st_size - 20_000))  # the longest line names every package
+        lines = log.read().decode("utf-8", "replace").splitlines()
+    return lines[-1].strip()[:60] if lines else ""
 
 
 if __name__ == "__main__":

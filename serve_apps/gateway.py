@@ -74,6 +74,7 @@ class Gateway:
             max_waiting=max_waiting,
         )
         self._keys = keys
+        self._came_up = False
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""
@@ -95,10 +96,14 @@ class Gateway:
     async def ready(self) -> ReadyResponse:
         """Whether an empty request, sent through all stages, is answered.
 
+        Until every stage has come up once, a degraded answer does not count.
+
         Raises:
             Overloaded, Unavailable: it is not.
         """
         answer = await self.recommend(RecommendRequest(k=1))
+        if answer.degraded and not self._came_up:
+            raise Unavailable
         return ReadyResponse(ready=True, degraded=answer.degraded)
 
     def describe_bundle(self) -> BundleResponse:
@@ -135,6 +140,7 @@ class Gateway:
                 )
             except Exception as error:
                 self._degrade(trace, "rerank", error)
+        self._came_up = self._came_up or not trace.degraded
         return self._service.answer(questions, fused, trace)
 
     async def _call(self, trace: Trace, stage: str, method: Any, *arguments: object) -> Any:
@@ -151,7 +157,10 @@ class Gateway:
 
 def _bound_host() -> str | None:
     """The address that Serve's proxy is bound to; None outside a cluster."""
+    import ray
     from ray.serve.context import _get_global_client
 
+    if not ray.is_initialized():  # asking for the client would start a Ray
+        return None
     client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else str(client.http_config.host)

@@ -82,6 +82,17 @@ def app(args: AppArgs) -> Application:
     return gateway
 
 
+def check(bundles: Path, host: str, api_keys: tuple[str, ...] | None = None) -> None:
+    """Say what would keep the endpoint from starting, before anything is started.
+
+    Raises:
+        ConfigError: ``host`` is not a loopback address and there are no keys.
+        BundleError: there is no bundle to serve.
+    """
+    guard(host, ApiKeys.parse(read_entries(os.environ) if api_keys is None else api_keys))
+    BundleStore(bundles).current()
+
+
 def start(
     bundles: Path,
     port: int = 8000,
@@ -110,7 +121,7 @@ def start(
         ServingError: it does not come up; with the reason that Serve gives.
     """
     entries = tuple(arguments.pop("api_keys", None) or read_entries(os.environ))
-    guard(host, ApiKeys.parse(entries))
+    check(bundles, host, entries)
     document = yaml.safe_load(config.read_text(encoding="utf-8"))
     (application,) = document["applications"]
     document["http_options"] = {**document.get("http_options", {}), "host": host, "port": port}
@@ -120,7 +131,6 @@ def start(
         "bundles": str(bundles.resolve()),
         "api_keys": list(entries),
     }
-    BundleStore(bundles).current()  # a missing bundle is said here, in seconds
     AppArgs.model_validate(application["args"])
     return _deploy(ServeDeploySchema.model_validate(document), timeout_s)
 

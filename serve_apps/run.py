@@ -13,7 +13,7 @@ from ray import serve
 
 from fusionrec.config import JobConfig, parse
 from fusionrec.errors import FusionRecError
-from serve_apps.recommend import CONFIG_FILE, start
+from serve_apps.recommend import CONFIG_FILE, check, start
 
 
 class ServeConfig(JobConfig):
@@ -32,7 +32,7 @@ class ServeConfig(JobConfig):
 def main() -> None:
     """Parse, start, say where, wait."""
     config = parse(ServeConfig)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    check(config.bundles, config.host)  # before Ray starts, which takes seconds
     cluster = os.environ.get("RAY_ADDRESS")
     context: Any
     if cluster:
@@ -49,6 +49,9 @@ def main() -> None:
             "Ctrl-C stops it\n"
         )
         sys.stdout.flush()
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # in place of Ray's, which crashes
         while True:
             signal.pause()
     finally:

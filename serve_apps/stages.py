@@ -12,12 +12,17 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.histories import FloatArray, Histories
 from fusionrec.errors import BundleError
-from fusionrec.serving.pipeline import Fused, Pipeline, Stage
+from fusionrec.fusion.model import Fused
+
+if TYPE_CHECKING:  # who deploys the stages need not import torch; their replicas do, in Held
+    from fusionrec.serving.pipeline import Pipeline
 
 T = TypeVar("T")
 
@@ -25,8 +30,8 @@ T = TypeVar("T")
 class Held:
     """The part of a pipeline that a replica holds, by bundle id."""
 
-    def __init__(self, stage: Stage, bundles: str, bundle: str, threads: int) -> None:
-        """Verify the bundle ``bundle`` of the folder ``bundles`` and load what ``stage`` needs.
+    def __init__(self, stage: str, bundles: str, bundle: str, threads: int) -> None:
+        """Verify ``bundle`` of the folder ``bundles``, load what ``stage`` needs and warm up.
 
         Raises:
             BundleCorrupt: nothing of it is loaded.
@@ -38,12 +43,23 @@ class Held:
         self._worker.submit(self._load, bundle, threads).result()
 
     def _load(self, bundle: str, threads: int) -> None:
+        from fusionrec.serving.pipeline import Pipeline, Stage
+
         self._store.verify(bundle)
-        path = self._store.path(bundle)
-        self._pipelines[bundle] = Pipeline.load(path, stages=frozenset({self._stage}))
+        stage = Stage(self._stage)
+        pipeline = Pipeline.load(self._store.path(bundle), stages=frozenset({stage}))
+        self._pipelines[bundle] = pipeline
         if "torch" in sys.modules:  # only where a model was loaded
             # Ray gives a replica with a fraction of a CPU one thread: say what is meant instead.
             sys.modules["torch"].set_num_threads(threads)
+        # The first call of a model takes many times as long as the next: nobody should wait for it.
+        first = Histories.of([[0]], texts=["warm up"])
+        if stage is Stage.EMBEDDER:
+            pipeline.embed(first)
+        elif stage is Stage.RETRIEVER:
+            pipeline.retrieve(first)
+        elif pipeline.reranker is not None:
+            pipeline.rerank_scores(first, np.zeros((1, 1), dtype=np.int32))
 
     async def run(self, bundle: str, work: Callable[[Pipeline], T]) -> T:
         """Apply ``work`` to the pipeline of ``bundle`` in the worker thread.
@@ -61,7 +77,7 @@ class Embedder:
     """Text vectors of histories."""
 
     def __init__(self, bundles: str, bundle: str, threads: int) -> None:
-        self._held = Held(Stage.EMBEDDER, bundles, bundle, threads)
+        self._held = Held("embedder", bundles, bundle, threads)
 
     async def embed(self, bundle: str, histories: Histories) -> FloatArray | None:
         """[B, D] vectors; None where the bundle has no encoder."""
@@ -72,7 +88,7 @@ class Retriever:
     """Candidates of all sources, fused."""
 
     def __init__(self, bundles: str, bundle: str, threads: int) -> None:
-        self._held = Held(Stage.RETRIEVER, bundles, bundle, threads)
+        self._held = Held("retriever", bundles, bundle, threads)
 
     async def retrieve(self, bundle: str, histories: Histories) -> Fused:
         """B histories × C candidates, best first."""
@@ -83,7 +99,7 @@ class Reranker:
     """The cross-encoder over the top of the fused list."""
 
     def __init__(self, bundles: str, bundle: str, threads: int) -> None:
-        self._held = Held(Stage.RERANKER, bundles, bundle, threads)
+        self._held = Held("reranker", bundles, bundle, threads)
 
     async def rerank(self, bundle: str, histories: Histories, fused: Fused) -> Fused:
         """The same candidates with one more term, sorted again."""

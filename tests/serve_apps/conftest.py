@@ -52,7 +52,9 @@ def paper_bundles(tmp_path_factory: pytest.TempPathFactory) -> BundleStore:
     sources = ("popularity", "semantic")
     weights = dict.fromkeys(sources, 1.0)
     Fusion(
-        sources=sources, scales=weights, segments=(Segment(weights=weights, reranker=0.5),)
+        sources=sources,
+        scales=weights,
+        segments=(Segment(max_events=0, weights=weights), Segment(weights=weights, reranker=0.5)),
     ).save(directory / "fusion.json")
     for stage in ("encoder", "reranker"):
         (directory / stage).mkdir()

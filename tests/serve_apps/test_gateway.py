@@ -10,7 +10,9 @@ import pytest
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.histories import Histories
+from fusionrec.errors import ConfigError
 from fusionrec.fusion.model import Fused
+from serve_apps import gateway
 from serve_apps.gateway import Gateway
 
 KEY = "secret"
@@ -57,7 +59,7 @@ class Rig:
         self.embedder = FakeStage("embed", lambda h: np.ones((len(h), 2), np.float32))
         self.retriever = FakeStage("retrieve", retrieve)
         self.reranker = FakeStage("rerank", rerank)
-        gateway = Gateway(
+        ingress = Gateway(
             str(store.directory),
             store.current().name,
             self.embedder,
@@ -72,7 +74,7 @@ class Rig:
                 **options,
             },
         )
-        transport = httpx.ASGITransport(gateway.__serve_build_asgi_app__())
+        transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
     async def recommend(self, **body: Any) -> dict[str, Any]:
@@ -102,7 +104,8 @@ def test_an_answer_passes_all_stages(rig: Rig, paper_bundles: BundleStore):
 
 def test_concurrent_requests_travel_as_one_batch(rig: Rig):
     async def main():
-        return await asyncio.gather(*(rig.recommend(k=k + 1) for k in range(16)))
+        bodies = [{"user_id": "ann", "k": k + 1} for k in range(16)]
+        return await asyncio.gather(*(rig.recommend(**body) for body in bodies))
 
     answers = asyncio.run(main())
     assert [len(answer["items"]) for answer in answers] == [min(k + 1, 5) for k in range(16)]
@@ -114,7 +117,7 @@ def test_concurrent_requests_travel_as_one_batch(rig: Rig):
 @pytest.mark.parametrize("failure", [RuntimeError("killed"), lambda: asyncio.sleep(5)])
 def test_without_the_reranker_the_fused_order_is_answered(rig: Rig, failure: Any):
     rig.reranker.failure = failure
-    answer = asyncio.run(rig.recommend())
+    answer = asyncio.run(rig.recommend(user_id="ann"))
     assert answer["degraded"] == ["rerank"]
     assert ids(answer) == [f"i{n}" for n in range(5)]
 
@@ -137,6 +140,38 @@ def test_without_the_retriever_the_client_is_told_to_come_back(rig: Rig):
         assert (await rig.client.get("/healthz")).status_code == 200
         rig.retriever.failure = None
         assert (await rig.client.get("/readyz")).json() == {"ready": True, "degraded": []}
+
+    asyncio.run(main())
+
+
+def test_ready_once_every_stage_came_up_and_then_also_without_one(rig: Rig):
+    async def main():
+        rig.embedder.failure = RuntimeError("starting")
+        assert (await rig.client.get("/readyz")).status_code == 503
+        rig.embedder.failure = None
+        assert (await rig.client.get("/readyz")).json() == {"ready": True, "degraded": []}
+        rig.embedder.failure = RuntimeError("killed")
+        assert (await rig.client.get("/readyz")).json() == {"ready": True, "degraded": ["embed"]}
+
+    asyncio.run(main())
+
+
+def test_a_gateway_on_an_open_address_needs_keys(
+    paper_bundles: BundleStore, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gateway, "_bound_host", lambda: "0.0.0.0")  # noqa: S104
+    with pytest.raises(ConfigError, match="no API key is set"):
+        Rig(paper_bundles)
+    Rig(paper_bundles, api_keys=(hashlib.sha256(KEY.encode()).hexdigest(),))
+
+
+def test_an_empty_history_is_not_reranked_where_its_segment_is_not(paper_bundles: BundleStore):
+    async def main():
+        rig = Rig(paper_bundles)
+        await rig.recommend()
+        assert not rig.reranker.sizes
+        await rig.recommend(user_id="ann")
+        assert rig.reranker.sizes == [1]
 
     asyncio.run(main())
 

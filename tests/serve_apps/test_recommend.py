@@ -26,6 +26,7 @@ from fusionrec.errors import BundleCorrupt, BundleError, ConfigError
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.serving.schemas import RecommendRequest
 from fusionrec.serving.service import Service, recommend
+from serve_apps.gateway import _bound_host
 from serve_apps.keys import is_loopback
 from serve_apps.recommend import CONFIG_FILE, AppArgs, app, start
 from serve_apps.stages import Retriever
@@ -279,6 +280,10 @@ def test_the_api_as_documented(address: str, mode: schemathesis.GenerationMode):
 
         check()
     assert sent >= 80
+
+
+def test_serve_is_bound_to_loopback_and_the_gateway_knows(address: str):
+    assert httpx.URL(address).host == "127.0.0.1" == _bound_host()
 
 
 def test_an_open_address_needs_keys(bundles: BundleStore, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,157 @@
+"""The pipeline on a real directory, with a small language model at both ends."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fusionrec.data.histories import Histories
+from fusionrec.data.splits import split
+from fusionrec.data.text import item_texts
+from fusionrec.errors import BundleError, ConfigError, DataError
+from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.language.encoder import Encoder
+from fusionrec.language.reranker import Reranker
+from fusionrec.serving.pipeline import Pipeline, Stage
+from jobs.fit import FitConfig, fit
+
+
+@pytest.fixture(scope="module")
+def directory(synthetic, tiny_encoder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("whole") / "pipeline"
+    config = FitConfig(dataset=synthetic.directory, pipeline=place, candidates=20, rerank_top=5)
+    fit(config.model_copy(update={"prepare": True}))
+    encoder = Encoder.load(tiny_encoder)
+    encoder.save(place / "encoder")
+    np.save(place / "vectors.npy", encoder.encode(item_texts(synthetic.catalogue)))
+    fit(config)
+    Reranker.load(tiny_encoder).save(place / "reranker")
+    names = Pipeline.load(place).config.sources
+    weights = dict.fromkeys(names, 1.0)
+    Fusion(
+        sources=names,
+        scales=weights,
+        segments=(
+            Segment(max_events=5, weights=weights),
+            Segment(weights=weights, reranker=2.0),
+        ),
+    ).save(place / "fusion.json")
+    return place
+
+
+@pytest.fixture(scope="module")
+def pipeline(directory):
+    return Pipeline.load(directory)
+
+
+@pytest.fixture(scope="module")
+def histories(synthetic):
+    return split(synthetic).test.histories.slice(0, 40)
+
+
+def test_all_sources_are_fitted(pipeline):
+    assert {source.name for source in pipeline.sources} == {
+        "popularity",
+        "item-knn",
+        "ease",
+        "transitions",
+        "bm25",
+        "semantic",
+    }
+
+
+def test_lists_are_ordered_explained_and_new(pipeline, histories):
+    fused = pipeline.recommend(histories)
+    assert fused.term_names[-1] == "reranker"
+    np.testing.assert_allclose(fused.terms.sum(axis=1), fused.scores, atol=1e-5)
+    for row in range(len(histories)):
+        items = fused.items[row][fused.items[row] >= 0]
+        assert len(set(items.tolist())) == len(items) > 0
+        assert not set(items.tolist()) & set(histories.row(row).tolist())
+        assert (np.diff(fused.scores[row][: len(items)]) <= 0).all()
+
+
+def test_only_the_segment_that_it_helps_is_reranked(pipeline, histories):
+    fused = pipeline.recommend(histories)
+    term = fused.terms[:, -1]
+    long = histories.lengths > 5
+    assert not term[~long].any()
+    assert term[long].any(axis=1).all()
+    assert (term >= 0).all()
+    assert ((term > 0).sum(axis=1) < pipeline.config.rerank_top).all()
+
+
+def test_reranking_moves_nothing_from_below_into_the_top(pipeline, histories):
+    before = pipeline.recommend(histories, rerank=False)
+    after = pipeline.recommend(histories)
+    top = pipeline.config.rerank_top
+    for row in range(len(histories)):
+        assert set(before.items[row, :top]) == set(after.items[row, :top])
+
+
+def test_batches_of_any_size_agree(pipeline, histories):
+    together = pipeline.recommend(histories, rerank=False)
+    for row in range(0, len(histories), 7):
+        alone = pipeline.recommend(histories.slice(row, row + 1), rerank=False)
+        width = min(10, alone.items.shape[1])
+        np.testing.assert_array_equal(alone.items[0, :width], together.items[row, :width])
+
+
+def test_empty_and_text_histories_are_answered(pipeline):
+    fused = pipeline.recommend(Histories.of([[], []], texts=[None, "a film of love and war"]))
+    assert (fused.items[:, 0] >= 0).all()
+    popularity = fused.term_names.index("popularity")
+    np.testing.assert_allclose(fused.terms[0, popularity], fused.scores[0])
+    assert fused.terms[1, fused.term_names.index("bm25")].any()
+
+
+def test_sources_without_text_go_on_without_the_embedder(pipeline, histories):
+    fused = pipeline.retrieve(histories)
+    assert not fused.terms[:, fused.term_names.index("semantic")].any()
+    assert (fused.items[:, 0] >= 0).all()
+
+
+def test_a_stage_loads_only_what_it_needs(directory):
+    retriever = Pipeline.load(directory, stages=frozenset({Stage.RETRIEVER}))
+    assert retriever.encoder is None
+    assert retriever.reranker is None
+    embedder = Pipeline.load(directory, stages=frozenset({Stage.EMBEDDER}))
+    assert embedder.sources == []
+    assert embedder.encoder is not None
+
+
+def test_known_users_are_written(directory, synthetic):
+    table = pq.read_table(directory / "users.parquet").to_pydict()
+    known = split(synthetic).known
+    assert table["user_id"] == list(split(synthetic).user_ids)
+    assert table["item_codes"][3] == known.row(3).tolist()
+
+
+def test_what_is_missing_is_named(tmp_path, directory):
+    with pytest.raises(BundleError, match=r"has no pipeline.json; make one with"):
+        Pipeline.load(tmp_path)
+    (tmp_path / "pipeline.json").write_bytes((directory / "pipeline.json").read_bytes())
+    with pytest.raises(BundleError, match=r"is incomplete"):
+        Pipeline.load(tmp_path)
+    (tmp_path / "pipeline.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"is wrong"):
+        Pipeline.load(tmp_path)
+
+
+def test_fit_names_what_it_cannot_do(synthetic, tmp_path):
+    config = FitConfig(dataset=synthetic.directory, pipeline=tmp_path / "p", sources=("magic",))
+    with pytest.raises(ConfigError, match=r"--sources magic is unknown: choose among popularity"):
+        fit(config)
+    with pytest.raises(DataError, match=r"semantic needs the catalogue's text vectors"):
+        fit(config.model_copy(update={"sources": ("semantic",)}))
+
+
+def test_other_sources_forget_the_old_weights(synthetic, tmp_path):
+    config = FitConfig(
+        dataset=synthetic.directory, pipeline=tmp_path / "p", sources=("popularity",)
+    )
+    fit(config)
+    Fusion.uniform(("popularity",), np.ones(1, np.float32)).save(tmp_path / "p" / "fusion.json")
+    fit(config)
+    assert (tmp_path / "p" / "fusion.json").exists()
+    fit(config.model_copy(update={"sources": ("popularity", "bm25")}))
+    assert not (tmp_path / "p" / "fusion.json").exists()

@@ -1,0 +1,120 @@
+"""The campaign: what it leaves, and that a killed driver loses and repeats nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import optuna
+import pytest
+
+from fusionrec.data.histories import Histories
+from fusionrec.data.splits import Cases, split
+from fusionrec.errors import ConfigError
+from fusionrec.evaluation.metrics import METRICS
+from fusionrec.evaluation.ranks import list_ranks
+from fusionrec.fusion.model import Fusion
+from fusionrec.fusion.normalisation import Normalisation
+from fusionrec.serving.pipeline import Pipeline
+from tuning.fusion import FusionCampaign, campaign, open_study, segment_bounds, setting_of, space
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def pipeline(fitted, tmp_path):
+    return shutil.copytree(fitted, tmp_path / "pipeline")
+
+
+def validation_ndcg(pipeline, dataset):
+    cases = split(dataset).validation
+    fused = Pipeline.load(pipeline).retrieve(cases.histories)
+    return METRICS["ndcg"](list_ranks(fused.items, fused.scores, cases.targets), 10).mean()
+
+
+def test_space_names_what_the_fusion_holds():
+    sources = ("popularity", "ease")
+    names = set(space(sources))
+    assert names == {"normalisation", "cold_factor", "weight.popularity", "weight.ease"}
+    assert {str(n) for n in Normalisation} == set(space(sources)["normalisation"].categories)
+    values = {"weight.popularity": 0.25, "weight.ease": 0.5, "cold_factor": 1}
+    assert setting_of(values, sources).weights.tolist() == [0.25, 0.5]
+
+
+def test_segments_hold_about_equally_many_cases():
+    histories = Histories.of([[0] * length for length in (1, 1, 1, 2, 3, 4, 9, 9, 9)])
+    cases = Cases(np.arange(9), histories, histories)
+    assert segment_bounds(cases, 3).tolist() == [1, 4]
+    same = Cases(np.arange(3), Histories.of([[0]] * 3), Histories.of([[0]] * 3))
+    assert segment_bounds(same, 3).tolist() == []
+
+
+def test_campaign_beats_equal_weights(ray_cluster, pipeline, synthetic, tmp_path):
+    before = validation_ndcg(pipeline, synthetic)
+    config = FusionCampaign(
+        pipeline=pipeline, dataset=synthetic.directory, out=tmp_path / "campaign", trials=12
+    )
+    found = campaign(config)
+    assert Fusion.load(pipeline / "fusion.json") == found
+    assert validation_ndcg(pipeline, synthetic) > before
+    assert (config.out / "trials.svg").stat().st_size > 1000
+    table = (config.out / "trials.csv").read_text().splitlines()
+    assert len(table) == 13
+    assert campaign(config) == found  # nothing left to evaluate, the same answer
+    with pytest.raises(ConfigError, match=r"holds a campaign over other data"):
+        campaign(config.model_copy(update={"k": 5}))
+
+
+def test_campaign_refuses_another_data_set(pipeline, synthetic, tmp_path):
+    other = shutil.copytree(synthetic.directory, tmp_path / "other")
+    info = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps({**info, "fingerprint": "0" * 64}))
+    config = FusionCampaign(pipeline=pipeline, dataset=other, out=tmp_path / "campaign")
+    with pytest.raises(ConfigError, match=r"is not what .* was fitted on"):
+        campaign(config)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_and_repeats_no_trial(pipeline, synthetic, tmp_path):
+    out, trials = tmp_path / "campaign", 60
+    command = [sys.executable, "-m", "tuning.fusion", "--pipeline", str(pipeline)]
+    command += ["--dataset", str(synthetic.directory), "--out", str(out), "--trials", str(trials)]
+    log = (tmp_path / "log").open("w")
+    driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    complete = (optuna.trial.TrialState.COMPLETE,)
+
+    def finished():
+        if not (out / "journal.log").is_file():
+            return []
+        backend = optuna.storages.journal.JournalFileBackend(str(out / "journal.log"))
+        storage = optuna.storages.JournalStorage(backend)
+        try:
+            return optuna.load_study(storage=storage, study_name="fusion").get_trials(
+                states=complete
+            )
+        except KeyError:
+            return []
+
+    deadline = time.monotonic() + 240
+    while len(before := finished()) < 8:
+        assert driver.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = finished()
+    assert len(before) < trials, "the campaign was over before it could be killed"
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    after = finished()
+    assert len(after) == trials
+    assert [t.params for t in after[: len(before)]] == [t.params for t in before]
+    values = [tuple(sorted(trial.params.items())) for trial in after]
+    assert len(set(values)) == trials
+    study, _ = open_study(out, seed=0)
+    assert not study.get_trials(states=(optuna.trial.TrialState.RUNNING,))

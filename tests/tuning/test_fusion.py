@@ -83,8 +83,8 @@ def test_a_killed_driver_loses_and_repeats_no_trial(pipeline, synthetic, tmp_pat
     out, trials = tmp_path / "campaign", 60
     command = [sys.executable, "-m", "tuning.fusion", "--pipeline", str(pipeline)]
     command += ["--dataset", str(synthetic.directory), "--out", str(out), "--trials", str(trials)]
-    log = (tmp_path / "log").open("w")
-    driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     complete = (optuna.trial.TrialState.COMPLETE,)
 
     def finished():

@@ -18,7 +18,6 @@ from fastapi import FastAPI
 
 from fusionrec.bundles.manifest import Manifest
 from fusionrec.bundles.store import BundleStore
-from fusionrec.fusion.model import Fusion
 from fusionrec.serving.schemas import (
     BundleResponse,
     ReadyResponse,
@@ -65,7 +64,6 @@ class Gateway:
         self._embedder = embedder if (directory / "encoder").is_dir() else None
         self._retriever = retriever
         self._reranker = reranker if (directory / "reranker").is_dir() else None
-        self._fusion = Fusion.load(directory / "fusion.json")
         self._stage_timeout_s = stage_timeout_s
         self._batcher: Batcher[RecommendRequest, RecommendResponse] = Batcher(
             self._answer,
@@ -133,7 +131,7 @@ class Gateway:
         except Exception as error:
             logger.error("stage retrieve failed, no answer: %r", error)
             raise Unavailable from error
-        if self._reranker is not None and self._fusion.reranked(histories.lengths).any():
+        if self._reranker is not None and self._service.reranks(histories).any():
             try:
                 fused = await self._call(
                     trace, "rerank", self._reranker.rerank, bundle, histories, fused

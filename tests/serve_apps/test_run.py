@@ -44,7 +44,6 @@ def test_mistakes_are_one_sentence(tmp_path: Path):
     for flags, sentence in (
         (["--bundles", str(tmp_path)], "has no current bundle; publish one"),
         (["--host", "0.0.0.0"], "no API key is set"),  # noqa: S104
-        (["--port", "x"], "setting port = 'x' is wrong"),
     ):
         command = [sys.executable, "-m", "serve_apps.run", *flags]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -116,6 +116,7 @@ JSON = st.recursive(
 FIELDS = st.sampled_from([*RecommendRequest.model_fields, "item_id", "x"])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(FIELDS, JSON) | JSON)
 def test_any_json_is_understood_or_described(document: object):
     try:
@@ -125,6 +126,7 @@ def test_any_json_is_understood_or_described(document: object):
         assert ErrorResponse.model_validate_json(answer).detail
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_understood_or_described(body: bytes):
     try:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fusionrec.data.catalogue import Catalogue
-from fusionrec.fusion.model import Fused
+from fusionrec.fusion.model import Fused, Fusion, Segment
 from fusionrec.serving.schemas import RecommendRequest
 from fusionrec.serving.service import KnownUsers, Service, Trace
 
@@ -31,6 +31,9 @@ def service(tmp_path: Path) -> Service:
         "timestamps": pa.array([[10, 20], [30], []], pa.list_(pa.int64())),
     }
     pq.write_table(pa.table(users), tmp_path / "users.parquet")
+    weights = dict.fromkeys(TERMS[:2], 1.0)
+    segments = (Segment(max_events=0, weights=weights), Segment(weights=weights, reranker=1.0))
+    Fusion(sources=TERMS[:2], scales=weights, segments=segments).save(tmp_path / "fusion.json")
     return Service.load(tmp_path)
 
 
@@ -129,7 +132,7 @@ def test_filters_keep_the_order(service: Service, filters: dict, expected: list[
 
 
 def test_explanations_sum_to_the_score(service: Service):
-    questions = ask(service, {"explain": True}, {})
+    questions = ask(service, {"history": ["i1"], "explain": True}, {})
     explained, plain = service.answer(questions, fused([2, 0], [2, 0]), Trace())
     for item in explained.items:
         assert item.terms is not None
@@ -138,6 +141,22 @@ def test_explanations_sum_to_the_score(service: Service):
     assert explained.items[0].title == "Title 2"
     assert plain.items[0].terms is None
     assert "terms" not in plain.model_dump_json(exclude_unset=True)
+
+
+def test_an_explanation_does_not_depend_on_the_rest_of_the_batch(service: Service):
+    """An empty history is not reranked; next to one that is, its term is 0."""
+    questions = ask(service, {"history": ["i1"], "explain": True}, {"explain": True})
+    lists = fused([2], [2])
+    lists.terms[1, 2] = 0
+    reranked, other = service.answer(questions, lists, Trace())
+    assert tuple(reranked.items[0].terms) == TERMS
+    assert tuple(other.items[0].terms) == TERMS[:2]
+
+
+def test_without_a_searched_fusion_nothing_is_reranked(service: Service, tmp_path: Path):
+    (tmp_path / "fusion.json").unlink()
+    plain = Service.load(tmp_path)
+    assert not plain.reranks(ask(plain, {"user_id": "ann"}).histories).any()
 
 
 def test_answers_do_not_share_what_they_say_of_the_batch(service: Service):

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from fusionrec.data.catalogue import Catalogue
-from fusionrec.data.histories import CodeArray, Histories, IntArray
-from fusionrec.fusion.model import Fused
+from fusionrec.data.histories import BoolArray, CodeArray, Histories, IntArray
+from fusionrec.fusion.model import Fused, Fusion
 from fusionrec.serving.schemas import (
     Fallback,
     Filters,
@@ -99,15 +99,25 @@ class Service:
     bundle: str
     catalogue: Catalogue
     users: KnownUsers
+    fusion: Fusion | None
+    """Where it is None, nothing is reranked."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
         """From a bundle, or from a pipeline directory that is not published yet."""
+        fusion = directory / "fusion.json"
         return cls(
             bundle=directory.name,
             catalogue=Catalogue.load(directory / "catalogue.parquet"),
             users=KnownUsers.load(directory / "users.parquet"),
+            fusion=Fusion.load(fusion) if fusion.is_file() else None,
         )
+
+    def reranks(self, histories: Histories) -> BoolArray:
+        """[B] whether the reranker has a say in the list of each history."""
+        if self.fusion is None:
+            return np.zeros(len(histories), dtype=np.bool_)
+        return self.fusion.reranked(histories.lengths) > 0
 
     def ask(self, requests: Sequence[RecommendRequest]) -> Questions:
         """Histories of ``requests`` (at least one), in their order."""
@@ -130,9 +140,10 @@ class Service:
     def answer(self, questions: Questions, fused: Fused, trace: Trace) -> list[RecommendResponse]:
         """One answer a request from the ranked candidates of ``questions.histories``."""
         assert len(fused.items) == len(questions.requests)
+        reranked = self.reranks(questions.histories)
         return [
             RecommendResponse(
-                items=list(self._items(request, fused, row)),
+                items=list(self._items(request, fused, row, reranked=bool(reranked[row]))),
                 bundle=self.bundle,
                 timings_ms=trace.timings_ms,
                 degraded=trace.degraded,
@@ -161,7 +172,9 @@ class Service:
         order = order[codes[order] >= 0]
         return codes[order], times[order]
 
-    def _items(self, request: RecommendRequest, fused: Fused, row: int) -> Iterator[Recommendation]:
+    def _items(
+        self, request: RecommendRequest, fused: Fused, row: int, *, reranked: bool
+    ) -> Iterator[Recommendation]:
         left = request.k
         for column, code in enumerate(fused.items[row].tolist()):
             if code < 0 or left == 0:
@@ -177,6 +190,8 @@ class Service:
             if request.explain:
                 terms = fused.terms[row, :, column].tolist()
                 recommendation.terms = dict(zip(fused.term_names, terms, strict=True))
+                if not reranked:  # the term is there, as 0, if another history of the batch was
+                    recommendation.terms.pop(RERANKER, None)
             yield recommendation
 
     def _allowed(self, filters: Filters, code: int) -> bool:
@@ -201,6 +216,8 @@ def recommend(
     return service.answer(questions, fused, Trace(timings_ms={"total": total}))
 
 
+RERANKER = "reranker"
+"""Name of the reranker's term."""
 _NOTHING = (np.empty(0, np.int32), np.empty(0, np.int64))
 
 

@@ -1,6 +1,7 @@
 # Every target makes and fills .venv first where that is needed (jobs/bootstrap.py).
 PYTHON ?= python3# makes .venv; 3.11 or newer
 DATA ?=# make quickstart DATA=FOLDER: raw data in any of the known formats
+BUNDLES ?= artifacts/synthetic/bundles# make serve BUNDLES=FOLDER: where jobs.publish put them
 ONCE ?=# make quickstart ONCE=1: end after the answer
 BIN := .venv/bin
 
@@ -36,5 +37,5 @@ bench: install ## the benchmarks; each prints its figures and writes artifacts/b
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 	  name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
-serve: install ## the endpoint on artifacts/bundles/current, on this machine
-	@$(BIN)/python -m serve_apps.run
+serve: install ## the endpoint on this machine: the quickstart's bundle, or BUNDLES=FOLDER
+	@$(BIN)/python -m serve_apps.run --bundles "$(BUNDLES)"

@@ -160,6 +160,16 @@ def test_every_endpoint_is_documented_and_every_documented_one_exists():
     assert documented == served
 
 
+def test_documented_requests_are_accepted():
+    from fusionrec.serving.schemas import parse_request
+
+    text = (DOCS / "endpoint.md").read_text() + (ROOT / "README.md").read_text()
+    requests = re.findall(r"""^(?:  -d ')?(\{(?!"detail).*\})'?$""", text, flags=re.MULTILINE)
+    assert len(requests) == 7
+    for request in requests:
+        parse_request(request.encode())
+
+
 def test_every_environment_variable_is_documented():
     used = set()
     for folder in ("platform", "jobs", "serve_apps", "tuning"):

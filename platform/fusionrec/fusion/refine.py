@@ -91,7 +91,7 @@ def holds_out(
     gain = np.concatenate(gains) if gains else np.zeros(0, dtype=np.float32)
     if len(gain) < 2:
         return False
-    error = float(gain.std(ddof=1)) / len(gain) ** 0.5
+    error = float(gain.std(ddof=1) / np.sqrt(len(gain)))
     return float(gain.mean()) > _ONE_SIDED_5_PERCENT * error
 
 

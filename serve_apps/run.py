@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import ray
 from ray import serve
 
 from fusionrec.config import JobConfig, parse
-from fusionrec.errors import FusionRecError
+from fusionrec.errors import ConfigError, FusionRecError
 from serve_apps.recommend import CONFIG_FILE, check, start
 
 
@@ -32,7 +33,9 @@ class ServeConfig(JobConfig):
 def main() -> None:
     """Parse, start, say where, wait."""
     config = parse(ServeConfig)
-    check(config.bundles, config.host)  # before Ray starts, which takes seconds
+    # Before Ray starts, which takes seconds.
+    check(config.bundles, config.host)
+    _check_port(config.host, config.port)
     cluster = os.environ.get("RAY_ADDRESS")
     context: Any
     if cluster:
@@ -57,6 +60,18 @@ def main() -> None:
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises ConfigError where the port cannot be bound."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"setting port = {port} cannot be used on {host} ({error}): stop what listens there, "
+            "or choose another with --port"
+        ) from error
 
 
 if __name__ == "__main__":

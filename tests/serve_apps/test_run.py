@@ -40,13 +40,17 @@ def test_it_says_where_it_serves_and_stops_when_told(bundles: BundleStore):
         assert process.wait(timeout=60) == 0
 
 
-def test_mistakes_are_one_sentence(tmp_path: Path):
+def test_mistakes_are_one_sentence(bundles: BundleStore, tmp_path: Path):
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = str(taken.getsockname()[1])
     for flags, sentence in (
         (["--bundles", str(tmp_path)], "has no current bundle; publish one"),
         (["--host", "0.0.0.0"], "no API key is set"),  # noqa: S104
+        (["--bundles", str(bundles.directory), "--port", port], f"port = {port} cannot be used"),
     ):
         command = [sys.executable, "-m", "serve_apps.run", *flags]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert result.returncode == 2
         assert sentence in result.stderr
         assert result.stderr.count("\n") == 1
+    taken.close()

@@ -180,13 +180,16 @@ def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
 def _with_negatives(config: FinetuneConfig, dataset: Dataset, examples: Examples) -> Examples:
     """Hard negatives: drawn from the top of the fused list of each example's history."""
     # Here, because it brings FAISS and every source along: the encoder needs none of them.
-    from fusionrec.serving.pipeline import Pipeline
+    from fusionrec.serving.pipeline import Pipeline, Stage
 
-    pipeline = Pipeline.load(config.need_pipeline())
-    if pipeline.catalogue.item_ids != dataset.catalogue.item_ids:
+    stages = frozenset({Stage.EMBEDDER, Stage.RETRIEVER})
+    pipeline = Pipeline.load(config.need_pipeline(), stages=stages)
+    fitted = pipeline.config
+    if fitted.dataset.fingerprint != dataset.info.fingerprint or fitted.protocol != config.protocol:
         raise ConfigError(
-            f"setting pipeline = {config.pipeline} is wrong: it was fitted on another data set "
-            f"than {config.dataset}; give the pipeline of that one"
+            f"setting pipeline = {config.pipeline} is wrong: it was fitted on "
+            f"{fitted.dataset.name} under {fitted.protocol} and {config.dataset} is "
+            f"{dataset.info.name} under {config.protocol}; give one that was fitted on the same"
         )
     candidates = np.full((len(examples), config.negatives_from), -1, dtype=np.int32)
     with bar("Collect hard negatives", len(examples)) as advance:

@@ -14,18 +14,20 @@ import pytest
 
 from fusionrec.config import parse
 from fusionrec.data.catalogue import Catalogue
+from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import DatasetWriter
 from fusionrec.errors import ConfigError, NonFiniteLoss, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
+from fusionrec.serving.pipeline import Pipeline
 from fusionrec.training.examples import Examples
 from fusionrec.training.tasks import load_task
 from jobs.finetune import FinetuneConfig, finetune, prepare
 
 NUM_USERS, NUM_ITEMS = 12, 20
 
-# Ray reads its own deprecated setting whenever it starts something.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle:DeprecationWarning")
+# Ray copies its own settings, deprecated ones among them, whenever it starts something.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +78,16 @@ def configure(dataset, tiny_encoder, tmp_path):
 @pytest.fixture
 def pipeline(monkeypatch, dataset, tmp_path) -> Path:
     """A pipeline that recommends every item in order of its code."""
-    from fusionrec.data.dataset import Dataset
 
-    class Pipeline:
-        catalogue = Dataset.open(dataset).catalogue
-
-        @classmethod
-        def load(cls, _):
-            return cls()
+    class Fake:
+        config = types.SimpleNamespace(dataset=Dataset.open(dataset).info, protocol="leave-one-out")
 
         def recommend(self, histories, *, rerank):
             assert not rerank
             items = np.tile(np.arange(NUM_ITEMS, dtype=np.int32), (len(histories), 1))
             return types.SimpleNamespace(items=items)
 
-    module = types.ModuleType("fusionrec.serving.pipeline")
-    module.Pipeline = Pipeline
-    monkeypatch.setitem(sys.modules, "fusionrec.serving.pipeline", module)
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: Fake())
     (tmp_path / "pipeline").mkdir()
     return tmp_path / "pipeline"
 
@@ -125,6 +120,10 @@ def test_hard_negatives_come_from_the_pipeline(configure, pipeline):
         negatives = examples.negatives[row][examples.negatives[row] >= 0]
         assert len(set(negatives)) == len(negatives) > 0
         assert not set(negatives) & set(examples.seen.row(int(examples.users[row])))
+    other = ("--protocol", "global-time", "--out", str(config.out / "other"))
+    other = configure("reranker", "--pipeline", str(pipeline), *other)
+    with pytest.raises(ConfigError, match="global-time"):
+        prepare(other, other.resolved()[0])
     before = (config.out / "examples" / "examples.safetensors").stat().st_mtime_ns
     prepare(config, config.resolved()[0])  # there already: nothing is made again
     assert (config.out / "examples" / "examples.safetensors").stat().st_mtime_ns == before
@@ -134,16 +133,14 @@ def test_hard_negatives_come_from_the_pipeline(configure, pipeline):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_encoder_under_ray(configure, ray_cluster, tmp_path):
-    config = configure("encoder", "--batch-size", "4", "--method", "lora", "--zero-stage", "2")
-    with pytest.warns(UserWarning, match="nothing to shard"):
-        result = finetune(config)
+    config = configure("encoder", "--batch-size", "4", "--method", "lora")
+    result = finetune(config)
     assert result.steps == (NUM_USERS * 5) // 4
     assert Encoder.load(result.model, device="cpu").encode(["love and war"]).shape == (1, 32)
     progress = json.loads((config.out / "progress.json").read_text())
     assert progress["step"] == progress["total"] == result.steps
     # The same command again: nothing is trained, the result is there.
-    with pytest.warns(UserWarning, match="nothing to shard"):
-        assert finetune(config) == result
+    assert finetune(config) == result
     with pytest.raises(TrainingError, match="another --out"):
         finetune(configure("encoder", "--batch-size", "5"))
 

@@ -35,6 +35,8 @@ class QuickstartConfig(JobConfig):
 
     data: Path | None = None
     """Folder with raw data in a known format; by default the synthetic catalogue."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """Size and seed of the synthetic catalogue."""
     artifacts: Path = Path("artifacts")
     """Where everything goes."""
     once: bool = False
@@ -43,12 +45,14 @@ class QuickstartConfig(JobConfig):
     """Language model to fine-tune: package:NAME, a folder, or a hub name."""
     trials: int = Field(default=300, ge=1)
     """Weight settings that the search of the fusion evaluates."""
-    max_examples: int = Field(default=6_000, ge=100)
+    encoder_examples: int = Field(default=2_000, ge=1)
     """Examples that the encoder is fine-tuned on; bounds the time it takes."""
+    reranker_examples: int = Field(default=400, ge=1)
+    """Lists that the reranker is fine-tuned on; bounds the time it takes."""
     port: int = Field(default=8000, ge=1, le=65_535)
     """Port of the endpoint, on loopback."""
     seed: int = Field(default=0, ge=0)
-    """Of the synthetic data, the fine-tuning and the search."""
+    """Of the fine-tuning and the search."""
 
 
 def walk(config: QuickstartConfig) -> None:
@@ -68,7 +72,7 @@ def walk(config: QuickstartConfig) -> None:
     seed = ("--seed", config.seed)
     _stage("jobs.fit", *data, *pipeline, "--prepare")
     if has_text:
-        run_dir, limit = root / "finetune" / "encoder", ("--max-examples", config.max_examples)
+        run_dir, limit = root / "finetune" / "encoder", ("--max-examples", config.encoder_examples)
         model = ("--task", "encoder", "--encoder", config.encoder)
         _stage("jobs.finetune", *model, *data, "--out", run_dir, *limit, *seed)
         _stage("jobs.embed", *pipeline, "--encoder", run_dir / "model")
@@ -81,7 +85,7 @@ def walk(config: QuickstartConfig) -> None:
     if has_text:
         run_dir = root / "finetune" / "reranker"
         start_from = ("--task", "reranker", "--encoder", root / "finetune" / "encoder" / "model")
-        limit = ("--max-examples", max(config.max_examples // 4, 100))
+        limit = ("--max-examples", config.reranker_examples)
         _stage("jobs.finetune", *start_from, *data, *pipeline, "--out", run_dir, *limit, *seed)
         _stage("tuning.reranking", *data, *pipeline, *seed)
     validation = root / "report" / "validation"
@@ -102,7 +106,7 @@ def _dataset(config: QuickstartConfig, root: Path) -> Dataset:
         _stage("jobs.ingest", "--raw", config.data, "--out", place)
         return Dataset.open(place)
     console.print("making the synthetic catalogue: films, books and music")
-    return generate(SyntheticConfig(seed=config.seed), place)
+    return generate(config.synthetic, place)
 
 
 def _stage(module: str, *arguments: object) -> None:

@@ -48,7 +48,8 @@ class Workers:
             if may_die:
                 assert status == -9, logs[1].read_text()[-3000:]
                 return [None] * len(scenarios)
-            assert (processes[0].wait(timeout=60), status) == (0, 0), logs[0].read_text()[-3000:]
+            assert status == 0, logs[1].read_text()[-3000:]
+            assert processes[0].wait(timeout=60) == 0, logs[0].read_text()[-3000:]
         finally:
             for process in processes:
                 process.kill()

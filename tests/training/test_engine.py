@@ -79,6 +79,7 @@ def test_killed_worker(workers, runs, tiny_encoder):
     (resumed,) = workers.run(scenario(directory, tiny_encoder, config))
     whole, _ = runs[3, "full"]
     assert resumed["losses"] == whole["losses"][8:]
+    assert resumed["result"]["seconds"] > 0
     assert resumed["result"]["loss"] == whole["result"]["loss"]
     assert resumed["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
 
@@ -101,7 +102,7 @@ def faults(workers, runs, tiny_encoder):
         elif fault == "truncated":
             shard.write_bytes(content[:-1])
         elif fault == "missing":
-            (newest / "rng-00001.safetensors").unlink()
+            (newest / "rank-00001.safetensors").unlink()
         elif fault == "surplus":
             shard.with_name("mp_rank_01_model_states.pt").write_bytes(content)
         elif fault == "manifest":

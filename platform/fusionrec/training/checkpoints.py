@@ -5,7 +5,7 @@
     DIR/step-00000050/manifest.json        written last, then the directory gets its name
     DIR/step-00000050/deepspeed/…          DeepSpeed's own shards: pickles, so they are read only
                                            after their hashes were checked
-    DIR/step-00000050/rng-00000.safetensors   random states of each worker
+    DIR/step-00000050/rank-00000.safetensors  random states of each worker, loss and time so far
     DIR/.step-00000100                     being written, or left by a crash: never read
 
 The newest committed checkpoint is found by looking, not by a pointer that a crash could leave

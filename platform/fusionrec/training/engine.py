@@ -54,7 +54,7 @@ class TrainingResult(Config):
     loss: float
     """Mean loss of the last step's batches."""
     seconds: float
-    """Wall-clock time of the steps of the last, successful attempt."""
+    """Wall-clock time of the steps, over all attempts up to the checkpoints that they left."""
     weights_sha256: str
     """Of the first file of weights in ``model/``."""
     model: str
@@ -155,13 +155,14 @@ class _Run:
         )
         # From here on dropout draws from a stream of its own on every rank.
         torch.manual_seed(np.random.SeedSequence([config.seed, self._rank]).generate_state(1)[0])
-        start = 0 if checkpoint is None else self._restore(engine, checkpoint)
+        start, loss, before = 0, float("nan"), 0.0
+        if checkpoint is not None:
+            start, loss, before = self._restore(engine, checkpoint)
         engine.train()
-        loss = float("nan")
         with Tracker(
             self._directory, start=start, total=self._total, every=config.report_every
         ) as tracker:
-            began = time.perf_counter()
+            began = time.perf_counter() - before
             for step in range(start, self._total):
                 rate = config.learning_rate_at(step, self._total)
                 loss = self._step(engine, step, rate)
@@ -175,10 +176,8 @@ class _Run:
                 if report is not None and on_report is not None:
                     on_report(report)
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == self._total:
-                    self._save(engine, step + 1, loss)
+                    self._save(engine, step + 1, loss, time.perf_counter() - began)
             seconds = time.perf_counter() - began
-        if start == self._total:
-            loss = self._stored_loss(checkpoint)
         return self._finish(engine, loss, seconds)
 
     def _order(self, epoch: int) -> np.random.Generator:
@@ -235,24 +234,23 @@ class _Run:
             )
         return norm
 
-    def _save(self, engine: Any, step: int, loss: float) -> None:
+    def _save(self, engine: Any, step: int, loss: float, seconds: float) -> None:
+        progress = torch.tensor([loss, seconds], dtype=torch.float64)
+
         def write(directory: Path) -> None:
             weights.save_shards(engine, directory, only_trained=self._lora)
-            states = random_states() | {"loss": torch.tensor([loss], dtype=torch.float64)}
-            weights.save_tensors(states, directory / f"rng-{self._rank:05d}.safetensors")
+            states = random_states() | {"progress": progress}
+            weights.save_tensors(states, directory / f"rank-{self._rank:05d}.safetensors")
 
         self._checkpoints.save(step, self._identity, write)
 
-    def _restore(self, engine: Any, checkpoint: Checkpoint) -> int:
+    def _restore(self, engine: Any, checkpoint: Checkpoint) -> tuple[int, float, float]:
+        """Steps done, the loss of the last of them, seconds that they took."""
         weights.load_shards(engine, checkpoint.directory, only_trained=self._lora)
-        states = weights.load_tensors(checkpoint.directory / f"rng-{self._rank:05d}.safetensors")
+        states = weights.load_tensors(checkpoint.directory / f"rank-{self._rank:05d}.safetensors")
+        loss, seconds = states.pop("progress").tolist()
         restore_random_states(states)
-        return checkpoint.manifest.step
-
-    def _stored_loss(self, checkpoint: Checkpoint | None) -> float:
-        assert checkpoint is not None
-        states = weights.load_tensors(checkpoint.directory / "rng-00000.safetensors")
-        return float(states["loss"])
+        return checkpoint.manifest.step, loss, seconds
 
     @property
     def _lora(self) -> bool:

@@ -41,7 +41,7 @@ from jobs.entry import run
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder": {"batch_size": 64, "learning_rate": 1e-4, "max_tokens": 64},
-    "reranker": {"batch_size": 8, "learning_rate": 1e-4, "max_tokens": 96},
+    "reranker": {"batch_size": 8, "learning_rate": 2e-4, "max_tokens": 96},
 }
 """Where a task's default is not the one of TrainingConfig and TaskSettings."""
 
@@ -53,7 +53,7 @@ class FinetuneConfig(JobConfig, TaskSettings, TrainingConfig):  # type: ignore[m
     """Fine-tune a language model: Ray Train and DeepSpeed, on CPUs or GPUs.
 
     Defaults by task: encoder --batch-size 64 --learning-rate 1e-4 --max-tokens 64; reranker
-    --batch-size 8 --learning-rate 1e-4 --max-tokens 96.
+    --batch-size 8 --learning-rate 2e-4 --max-tokens 96.
     """
 
     task: Literal["encoder", "reranker"]

@@ -46,8 +46,9 @@ class TaskSettings(Config):
     """Newest items that make the text of a history."""
     temperature: float = Field(0.05, gt=0)
     """Divides the cosines of the encoder before the softmax."""
-    popularity_correction: bool = True
-    """Whether the encoder's loss undoes that popular items are drawn as negatives more often."""
+    popularity_correction: bool = False
+    """Whether the encoder's loss undoes that popular items are drawn as negatives more often. Off,
+    because popularity is a source of its own in the fusion, and text should say something else."""
 
 
 class EncoderTask:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from fusionrec.errors import FusionRecError
+
+if not Path("/dev/nvidiactl").exists():
+    # DeepSpeed, which transformers imports, warns when it has to find that out by itself.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -47,7 +47,7 @@ class QuickstartConfig(JobConfig):
     """Weight settings that the search of the fusion evaluates."""
     encoder_examples: int = Field(default=2_000, ge=1)
     """Examples that the encoder is fine-tuned on; bounds the time it takes."""
-    reranker_examples: int = Field(default=400, ge=1)
+    reranker_examples: int = Field(default=240, ge=1)
     """Lists that the reranker is fine-tuned on; bounds the time it takes."""
     port: int = Field(default=8000, ge=1, le=65_535)
     """Port of the endpoint, on loopback."""
@@ -116,7 +116,9 @@ def _stage(module: str, *arguments: object) -> None:
         SystemExit: it failed, with its status; it has printed its one sentence.
     """
     words = [str(argument) for argument in arguments]
-    console.print(f"\n[bold]$ python -m {module} {' '.join(words)}", highlight=False)
+    console.print(
+        f"\n[bold]$ python -m {module} {' '.join(words)}", highlight=False, soft_wrap=True
+    )
     status = subprocess.run([sys.executable, "-m", module, *words], check=False).returncode
     if status:
         sys.exit(status)
@@ -145,7 +147,9 @@ def _serve(config: QuickstartConfig, dataset: Dataset, bundles: Path) -> None:
     """Bring the endpoint up, ask it one question, and stay unless ``once``."""
     command = [sys.executable, "-m", "serve_apps.run", "--bundles", str(bundles)]
     command += ["--port", str(config.port)]
-    console.print(f"\n[bold]$ {' '.join(['python', *command[1:]])}", highlight=False)
+    console.print(
+        f"\n[bold]$ {' '.join(['python', *command[1:]])}", highlight=False, soft_wrap=True
+    )
     address = f"http://127.0.0.1:{config.port}"
     # A session of its own: Ctrl-C reaches it through this process, once.
     server = subprocess.Popen(command, start_new_session=True)

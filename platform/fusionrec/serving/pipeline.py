@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -30,10 +30,12 @@ from fusionrec.errors import BundleError
 from fusionrec.fusion.candidates import Candidates, candidates
 from fusionrec.fusion.model import Fused as Fused
 from fusionrec.fusion.model import Fusion, fuse, ordered
-from fusionrec.language.encoder import Encoder
-from fusionrec.language.reranker import Reranker
 from fusionrec.sources.load import load_source
 from fusionrec.sources.protocol import Source
+
+if TYPE_CHECKING:
+    from fusionrec.language.encoder import Encoder
+    from fusionrec.language.reranker import Reranker
 
 
 class Stage(StrEnum):
@@ -107,8 +109,8 @@ class Pipeline:
                 np.load(directory / "item_counts.npy", allow_pickle=False),
                 sources,
                 _fusion(directory, config),
-                Encoder.load(directory / "encoder") if embeds else None,
-                Reranker.load(directory / "reranker") if reranks else None,
+                _encoder(directory / "encoder") if embeds else None,
+                _reranker(directory / "reranker") if reranks else None,
                 np.load(vectors, mmap_mode="r", allow_pickle=False)
                 if retrieves and vectors.is_file()
                 else None,
@@ -185,6 +187,19 @@ def read_config(directory: Path) -> PipelineConfig:
         ) from error
     except ValidationError as error:
         raise BundleError(f"{path} is wrong: {error.errors()[0]['msg']}; fit again") from error
+
+
+def _encoder(folder: Path) -> Encoder:
+    # Here, as in _reranker: torch costs seconds and 200 MB, and a retriever needs neither model.
+    from fusionrec.language.encoder import Encoder
+
+    return Encoder.load(folder)
+
+
+def _reranker(folder: Path) -> Reranker:
+    from fusionrec.language.reranker import Reranker
+
+    return Reranker.load(folder)
 
 
 def _fusion(directory: Path, config: PipelineConfig) -> Fusion:

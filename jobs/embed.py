@@ -21,6 +21,7 @@ import ray.data
 import torch
 from pydantic import Field
 
+from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.text import item_texts
@@ -81,6 +82,7 @@ def embed(config: EmbedConfig) -> npt.NDArray[np.float32]:
         shutil.rmtree(config.pipeline / "encoder", ignore_errors=True)
         new_encoder.rename(config.pipeline / "encoder")
         new_vectors.replace(config.pipeline / "vectors.npy")
+        forget_measurements(config.pipeline)
     finally:
         shutil.rmtree(new_encoder, ignore_errors=True)
         new_vectors.unlink(missing_ok=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fusionrec.errors import FusionRecError
+from fusionrec.errors import ConfigError, FusionRecError
 
 if not Path("/dev/nvidiactl").exists():
     # DeepSpeed, which transformers imports, warns when it has to find that out by itself.
@@ -24,3 +25,19 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def check_port(host: str, port: int) -> None:
+    """Say now, not after minutes, that the endpoint could not listen there.
+
+    Raises:
+        ConfigError: the port cannot be bound.
+    """
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"setting port = {port} cannot be used on {host} ({error}): stop what listens there, "
+            "or choose another with --port"
+        ) from error

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from pydantic import Field
 from rich.console import Console
 
+from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.splits import Protocol, split
@@ -236,6 +237,7 @@ def _install(model: Path, place: Path) -> None:
     shutil.copytree(model, partial_copy)
     shutil.rmtree(place, ignore_errors=True)
     partial_copy.rename(place)
+    forget_measurements(place.parent)
 
 
 def main() -> None:

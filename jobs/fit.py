@@ -6,8 +6,10 @@ jobs.embed needs; without it the sources are fitted, the semantic one on what jo
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from rich.table import Table
 
+from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.splits import Protocol, Split, split
@@ -46,7 +49,8 @@ class FitConfig(JobConfig):
     prepare: bool = False
     """Write catalogue, known histories and settings, and fit nothing yet."""
     sources: tuple[str, ...] | None = None
-    """Sources to fit, by name; by default all that the data can carry."""
+    """Sources to fit, by name; by default all that the data can carry: semantic once jobs.embed has
+    run, ease unless there are more items than ease.learner.max_items."""
     candidates: int = Field(default=150, ge=1)
     """Items that each source proposes for a history."""
     rerank_top: int = Field(default=20, ge=1)
@@ -71,6 +75,8 @@ class FitConfig(JobConfig):
 def prepare(config: FitConfig, dataset: Dataset, parts: Split) -> None:
     """Write what does not depend on any model."""
     config.pipeline.mkdir(parents=True, exist_ok=True)
+    forget_measurements(config.pipeline)
+    _forget_other_data(config, dataset)
     dataset.catalogue.save(config.pipeline / "catalogue.parquet")
     known = parts.known
     table = pa.table(
@@ -86,7 +92,7 @@ def prepare(config: FitConfig, dataset: Dataset, parts: Split) -> None:
     )
     pq.write_table(table, config.pipeline / "users.parquet")
     np.save(config.pipeline / "item_counts.npy", parts.item_counts, allow_pickle=False)
-    _write_config(config, dataset, _names(config))
+    _write_config(config, dataset, _names(config, parts))
 
 
 def fit(config: FitConfig) -> dict[str, float]:
@@ -102,7 +108,7 @@ def fit(config: FitConfig) -> dict[str, float]:
     if config.prepare:
         return {}
     vectors = config.pipeline / "vectors.npy"
-    names = _names(config)
+    names = _names(config, parts)
     data = TrainingData(
         catalogue=dataset.catalogue,
         histories=parts.train,
@@ -119,14 +125,35 @@ def fit(config: FitConfig) -> dict[str, float]:
     return seconds
 
 
-def _names(config: FitConfig) -> tuple[str, ...]:
+def _names(config: FitConfig, parts: Split) -> tuple[str, ...]:
     if config.sources is None:
-        embedded = (config.pipeline / "vectors.npy").is_file()
-        return tuple(name for name in SOURCES if embedded or name != "semantic")
+        names = list(SOURCES)
+        if not (config.pipeline / "vectors.npy").is_file():
+            names.remove("semantic")
+        limit = getattr(config.ease.learner, "max_items", None)
+        num_warm = int((parts.item_counts > 0).sum())
+        if limit is not None and num_warm > limit:
+            warnings.warn(
+                f"source ease is left out: {num_warm} items have events, its dense solve takes "
+                f"{limit} (--ease.learner.max-items)",
+                stacklevel=2,
+            )
+            names.remove("ease")
+        return tuple(names)
     unknown = [name for name in config.sources if name not in SOURCES]
     if unknown:
         raise ConfigError(f"--sources {unknown[0]} is unknown: choose among {', '.join(SOURCES)}")
     return config.sources
+
+
+def _forget_other_data(config: FitConfig, dataset: Dataset) -> None:
+    """Remove models of another data set from the directory: their item codes mean other items."""
+    if not (config.pipeline / "pipeline.json").is_file():
+        return
+    if read_config(config.pipeline).dataset.fingerprint != dataset.info.fingerprint:
+        (config.pipeline / "vectors.npy").unlink(missing_ok=True)
+        for name in ("encoder", "reranker", "sources"):
+            shutil.rmtree(config.pipeline / name, ignore_errors=True)
 
 
 def _write_config(config: FitConfig, dataset: Dataset, names: tuple[str, ...]) -> None:

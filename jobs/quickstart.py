@@ -27,7 +27,7 @@ from fusionrec.data.dataset import Dataset
 from fusionrec.data.synthetic import SyntheticConfig, generate
 from fusionrec.errors import DataError, ServingError
 from fusionrec.progress import console
-from jobs.entry import run
+from jobs.entry import check_port, run
 
 RERANK_TOP = 10
 """Half of jobs.fit's default: on a laptop the reranker is most of what an evaluation costs."""
@@ -66,9 +66,11 @@ def walk(config: QuickstartConfig) -> None:
     """
     name = config.data.resolve().name if config.data else "synthetic"
     root = config.artifacts / name
+    check_port("127.0.0.1", config.port)
     root.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     dataset = _dataset(config, root)
+    _forget_other_settings(config, dataset, root)
     has_text = dataset.catalogue.has_text
     data = ("--dataset", root / "dataset")
     pipeline = ("--pipeline", root / "pipeline")
@@ -98,6 +100,7 @@ def walk(config: QuickstartConfig) -> None:
     _stage("jobs.evaluate", *data, *pipeline, "--out", root / "report", *export)
     bundles = root / "bundles"
     _stage("jobs.publish", *pipeline, "--bundles", bundles)
+    _point_to(bundles, config.artifacts / "bundles")
     _summary(root, time.monotonic() - start)
     _serve(config, dataset, bundles)
 
@@ -126,6 +129,27 @@ def _stage(module: object, *arguments: object) -> None:
     status = subprocess.run([sys.executable, "-m", str(module), *words], check=False).returncode
     if status:
         sys.exit(status)
+
+
+def _forget_other_settings(config: QuickstartConfig, dataset: Dataset, root: Path) -> None:
+    """Keep the fine-tuning of an interrupted run only where it would be the same again."""
+    names = ("encoder", "encoder_examples", "reranker_examples", "trials", "seed")
+    this = {name: getattr(config, name) for name in names}
+    settings = json.dumps({**this, "dataset": dataset.info.fingerprint}, indent=1)
+    path = root / "quickstart.json"
+    if not path.is_file() or path.read_text(encoding="utf-8") != settings:
+        for name in ("finetune", "campaign", "pipeline"):
+            shutil.rmtree(root / name, ignore_errors=True)
+        path.write_text(settings, encoding="utf-8")
+
+
+def _point_to(bundles: Path, default: Path) -> None:
+    """Let ``make serve`` and recommend.yaml find these bundles, unless real ones are there."""
+    if default.is_symlink() or not default.exists():
+        beside = default.with_name(".bundles.new")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(bundles.relative_to(default.parent), target_is_directory=True)
+        beside.replace(default)
 
 
 def _summary(root: Path, seconds: float) -> None:
@@ -157,6 +181,7 @@ def _serve(config: QuickstartConfig, dataset: Dataset, bundles: Path) -> None:
     address = f"http://127.0.0.1:{config.port}"
     # A session of its own: Ctrl-C reaches it through this process, once.
     server = subprocess.Popen(command, start_new_session=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it is ended below
     try:
         _wait(server, address)
         _ask(address, dataset.events.user_ids[0])
@@ -191,6 +216,9 @@ def _wait(server: subprocess.Popen[bytes], address: str, timeout_s: float = 300.
 def _ask(address: str, user_id: str) -> None:
     question = {"user_id": user_id, "k": 5, "explain": True}
     response = httpx.post(f"{address}/v1/recommend", json=question, timeout=60)
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        console.print("The endpoint wants an API key (FUSIONREC_API_KEYS is set): ask it yourself.")
+        return
     response.raise_for_status()
     answer: dict[str, Any] = response.json()
     table = Table("item", "score", "terms")

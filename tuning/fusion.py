@@ -27,6 +27,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
+from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import FloatArray
@@ -208,6 +209,7 @@ def campaign(config: FusionCampaign) -> Fusion:
         ),
     )
     fusion.save(config.pipeline / "fusion.json")
+    forget_measurements(config.pipeline)
     study.trials_dataframe().to_csv(config.out / "trials.csv", index=False)
     plot_campaign(study, fusion, config.out / "trials.svg")
     own = sum(setting is not common for setting in settings)

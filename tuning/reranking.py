@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import BoolArray, FloatArray
@@ -51,7 +52,7 @@ def weigh(config: RerankingCampaign) -> Fusion:
     Cost: ``max_cases`` · ``rerank_top`` texts through the reranker.
 
     Raises:
-        ConfigError: the pipeline has no reranker.
+        ConfigError: the pipeline has no reranker, or was fitted on another data set.
     """
     pipeline = Pipeline.load(config.pipeline)
     if pipeline.reranker is None:
@@ -59,7 +60,13 @@ def weigh(config: RerankingCampaign) -> Fusion:
             f"--pipeline {config.pipeline} has no reranker: run `python -m jobs.finetune "
             "--task reranker` first"
         )
-    cases = split(Dataset.open(config.dataset), pipeline.config.protocol).validation
+    dataset = Dataset.open(config.dataset)
+    if pipeline.config.dataset.fingerprint != dataset.info.fingerprint:
+        raise ConfigError(
+            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
+            "give the same one or run jobs.fit again"
+        )
+    cases = split(dataset, pipeline.config.protocol).validation
     fusion = pipeline.fusion
     generator = np.random.default_rng(config.seed)
     if len(cases) > config.max_cases:
@@ -86,6 +93,7 @@ def weigh(config: RerankingCampaign) -> Fusion:
         segments.append(segment.model_copy(update={"reranker": round(weight, 6)}))
     fusion = fusion.model_copy(update={"segments": tuple(segments)})
     fusion.save(config.pipeline / "fusion.json")
+    forget_measurements(config.pipeline)
     return fusion
 
 
@@ -125,7 +133,8 @@ def _ndcg(fused: Fused, term: FloatArray, cases: Cases, k: int) -> FloatArray:
         hit = fused.items[rows] == target[:, None]
         found = hit.any(axis=1)
         own = np.where(hit, total[rows], -np.inf).max(axis=1)
-        rank = 1 + (total[rows] > own[:, None]).sum(axis=1)
+        tied = np.maximum((total[rows] == own[:, None]).sum(axis=1) - 1, 0)
+        rank = 1 + (total[rows] > own[:, None]).sum(axis=1) + tied / 2
         result[rows] += np.where(found & (rank <= k), 1 / np.log2(rank + 1), 0)
     ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(lengths, k) - 1]
     return np.asarray(result / ideal, dtype=np.float32)

@@ -38,6 +38,12 @@ class Verdict(Config):
     """Candidate (a) against current (b); null where nothing was compared."""
 
 
+def forget_measurements(directory: Path) -> None:
+    """Drop what was measured of a pipeline: for whoever changes it, so that no gate is misled."""
+    (directory / "metrics.json").unlink(missing_ok=True)
+    (directory / CASES).unlink(missing_ok=True)
+
+
 def write_cases(directory: Path, user_ids: Sequence[str], values: Sequence[float] | Any) -> None:
     """Keep the validation metric of a pipeline, one value in [0, 1] a user, for later gates."""
     table = {

@@ -33,11 +33,15 @@ class ItemKNN(Config):
     def learn(self, data: TrainingData, neighbours: int) -> Neighbours:
         """One sparse product. Cost: Σ over users of the squared history length."""
         histories = data.histories
-        lengths = histories.lengths[histories.rows].astype(np.float32)
         ones = np.ones(len(histories.items), dtype=np.float32)
         seen = profiles(histories, ones, data.num_items)
         seen.data[:] = 1
-        shared = profiles(histories, lengths**-self.length_power, data.num_items)
+        shared = seen.copy()
+        # A user who chose an item again is still one user.
+        shared.data = np.repeat(
+            np.maximum(histories.lengths, 1).astype(np.float32) ** -self.length_power,
+            np.diff(shared.indptr),
+        )
         weights = sp.csr_array(shared.T @ seen)
         weights.setdiag(0)
         weights.eliminate_zeros()

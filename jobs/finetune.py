@@ -155,6 +155,10 @@ def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
     request: dict[str, Any] = {"task": config.task, "dataset": dataset.info.fingerprint}
     request |= {"settings": settings.model_dump(mode="json")}
     request |= {name: getattr(config, name) for name in fields}
+    if config.task == "reranker":
+        # The negatives come from these; other weights rank other items at the top.
+        parts = (config.need_pipeline() / name for name in ("pipeline.json", "fusion.json"))
+        request["pipeline"] = [json.loads(p.read_text()) if p.is_file() else None for p in parts]
     known = directory / "request.json"
     if known.exists() and json.loads(known.read_text(encoding="utf-8")) == request:
         return

@@ -21,10 +21,11 @@ from fusionrec.data.histories import IntArray
 from fusionrec.data.text import history_texts, item_text
 from fusionrec.language.encoder import Encoder, vectors
 from fusionrec.language.inference import pad, tokenize
-from fusionrec.language.models import DEFAULT_MODEL
+from fusionrec.language.models import DEFAULT_MODEL, resolve
 from fusionrec.language.objectives.info_nce import info_nce
 from fusionrec.language.objectives.listwise import listwise_softmax
 from fusionrec.language.reranker import Reranker
+from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.examples import Examples
 from fusionrec.training.task import Batch, shuffled
 
@@ -232,7 +233,11 @@ def load_task(directory: Path) -> AnyTask:
 
 
 def _identity(name: str, settings: TaskSettings, examples: Examples) -> dict[str, Any]:
-    return {"name": name, "examples": examples.fingerprint} | settings.model_dump(mode="json")
+    # The weights themselves: a folder keeps its name when its model is trained again.
+    folder = resolve(settings.encoder, settings.revision)
+    weights = {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+    made_of = {"name": name, "examples": examples.fingerprint, "weights": weights}
+    return made_of | settings.model_dump(mode="json")
 
 
 def _limits(settings: TaskSettings) -> dict[str, int]:

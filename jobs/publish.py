@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from fusionrec.bundles.gate import judge
-from fusionrec.bundles.store import BundleStore
+from fusionrec.bundles.store import BundleStore, read_json
 from fusionrec.config import JobConfig, parse
 from fusionrec.errors import BundleError
 from jobs.entry import run
@@ -27,9 +27,10 @@ def publish(config: PublishConfig) -> str:
     """Add, judge, promote and report; returns the bundle's id.
 
     Raises:
-        BundleError: the pipeline cannot be published, or the gate said no; the current bundle
-            stays in service.
+        BundleError: the pipeline is incomplete or cannot be published, or the gate said no; the
+            current bundle stays in service.
     """
+    _check(config.pipeline)
     store = BundleStore(config.bundles)
     manifest = store.add(config.pipeline)
     verdict = judge(store, manifest)
@@ -44,6 +45,23 @@ def publish(config: PublishConfig) -> str:
     sys.stdout.write(f"bundle {manifest.id} is in service ({size}): {reason}\n")
     sys.stdout.write(f"{store.path(manifest.id)}\n")
     return manifest.id
+
+
+def _check(pipeline: Path) -> None:
+    """Refuse a pipeline that the endpoint could not serve.
+
+    Raises:
+        BundleError: names the first part that is missing and the job that makes it.
+    """
+    document = read_json(pipeline / "pipeline.json", required=True)
+    parts = ["catalogue.parquet", "users.parquet", "item_counts.npy"]
+    parts += [f"sources/{name}" for name in document.get("sources", ())]
+    for part in (*parts, "fusion.json"):
+        if not (pipeline / part).exists():
+            job = "tuning.fusion" if part == "fusion.json" else "jobs.fit"
+            raise BundleError(
+                f"{pipeline} is incomplete, it has no {part}: run `python -m {job}` first"
+            )
 
 
 def main() -> None:

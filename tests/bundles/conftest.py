@@ -11,6 +11,8 @@ def build_pipeline(directory: Path, salt: str = "") -> Path:
     (directory / "pipeline.json").write_text(json.dumps(document))
     (directory / "metrics.json").write_text(json.dumps({"test": {"ndcg@10": 0.25}}))
     (directory / "catalogue.parquet").write_bytes(b"catalogue" * 1000)
+    (directory / "users.parquet").write_bytes(b"users")
+    (directory / "item_counts.npy").write_bytes(b"counts")
     (directory / "sources" / "ease" / "neighbours.npz").write_bytes(b"n" * 50_000)
     (directory / "fusion.json").write_text(json.dumps({"salt": salt}))
     return directory

@@ -117,3 +117,19 @@ def test_the_jobs(store: BundleStore, other_pipeline: Path):
     assert rolled_back.returncode == 0
     assert f"bundle {first} is in service again" in rolled_back.stdout
     assert store.current_id() == first
+
+
+@pytest.mark.parametrize(
+    ("part", "job"),
+    [
+        ("users.parquet", "jobs.fit"),
+        ("sources/ease", "jobs.fit"),
+        ("fusion.json", "tuning.fusion"),
+    ],
+)
+def test_publish_refuses_an_incomplete_pipeline(tmp_path: Path, pipeline: Path, part: str, job):
+    (pipeline / part).rename(tmp_path / "elsewhere")
+    settings = PublishConfig(pipeline=pipeline, bundles=tmp_path / "bundles")
+    with pytest.raises(BundleError, match=f"has no {part}: run `python -m {job}`"):
+        publish(settings)
+    assert not (tmp_path / "bundles").exists()

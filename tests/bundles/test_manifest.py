@@ -18,9 +18,11 @@ def test_an_untouched_bundle_passes(bundle: Path):
     assert [file.path for file in manifest.files] == [
         "catalogue.parquet",
         "fusion.json",
+        "item_counts.npy",
         "metrics.json",
         "pipeline.json",
         "sources/ease/neighbours.npz",
+        "users.parquet",
     ]
     assert manifest.dataset["name"] == "toy"
     assert manifest.metrics == {"test": {"ndcg@10": 0.25}}

@@ -51,6 +51,14 @@ def test_the_same_content_has_the_same_id_wherever_it_lies(
     assert BundleStore(tmp_path / "second").add(elsewhere).id == first
 
 
+def test_leftovers_of_a_killed_job_are_not_published(store: BundleStore, pipeline: Path):
+    clean = store.add(pipeline).id
+    (pipeline / ".encoder.partial").mkdir()
+    (pipeline / ".encoder.partial" / "model.safetensors").write_bytes(b"half")
+    (pipeline / "sources" / ".vectors.npy.partial").write_bytes(b"half")
+    assert store.add(pipeline).id == clean
+
+
 def test_a_bundle_does_not_follow_its_pipeline(store: BundleStore, pipeline: Path):
     bundle_id = publish(store, pipeline)
     with (pipeline / "fusion.json").open("r+") as file:  # in place, as np.save would

@@ -246,9 +246,15 @@ def read_json(path: Path, *, required: bool) -> dict[str, Any]:
 
 def _publishable(pipeline: Path) -> list[str]:
     try:
-        return [name for name in list_files(pipeline) if name != MANIFEST]
+        names = list_files(pipeline)
     except BundleCorrupt as error:
         raise BundleError(f"{error}; replace it by the file that it stands for") from error
+    # A dot begins the name of what a job that was killed left, such as .encoder.partial/.
+    return [
+        name
+        for name in names
+        if name != MANIFEST and not any(part.startswith(".") for part in name.split("/"))
+    ]
 
 
 @contextmanager

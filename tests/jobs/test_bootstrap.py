@@ -65,7 +65,7 @@ def test_full_disk(checkout):
         "shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**11, 10**11 - 10**8, 10**8)",
     ]
     message = bootstrap(checkout, *prelude)
-    assert "0.1 GB free and 6 GB are needed" in message
+    assert "0.1 GB free and 10 GB are needed" in message
 
 
 def test_python_without_venv(checkout):
@@ -103,3 +103,18 @@ def test_nothing_is_done_twice(checkout):
     command = [sys.executable, "jobs/bootstrap.py"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_installation_that_fails_leaves_no_stamp(checkout):
+    """Even where the last one that was good had left the same stamp."""
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "pip"):
+        (checkout / ".venv" / "bin" / name).symlink_to("/bin/false")
+    stamp = checkout / ".venv" / "installed.sha256"
+    stamp.write_text("of other pins")
+    code = "import runpy; runpy.run_path('jobs/bootstrap.py')['install']('new')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True
+    )
+    assert "pip ended with status 1" in done.stderr
+    assert not stamp.exists()

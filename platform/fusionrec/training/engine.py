@@ -288,7 +288,9 @@ class _Run:
                 model=str(final),
                 identity=self._identity,
             )
-            path.write_text(result.model_dump_json(indent=1), encoding="utf-8")
+            beside = path.with_name(".result.json")
+            beside.write_text(result.model_dump_json(indent=1), encoding="utf-8")
+            beside.replace(path)
         dist.barrier()
         return TrainingResult.model_validate_json(path.read_bytes())
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +18,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-T = TypeVar("T")
 console = Console(stderr=True)
 
 
@@ -54,13 +53,3 @@ def bar(description: str, total: int | None) -> Iterator[Advance]:
         elapsed = progress.tasks[0].elapsed or 0.0
     if not console.is_terminal:
         sys.stderr.write(f"{description}: done in {elapsed:.1f} s\n")
-
-
-def track(iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate under a bar."""
-    if total is None:
-        total = len(iterable) if isinstance(iterable, Sized) else None
-    with bar(description, total) as advance:
-        for element in iterable:
-            yield element
-            advance()

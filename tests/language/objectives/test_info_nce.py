@@ -3,9 +3,7 @@ import math
 import pytest
 import torch
 
-from fusionrec.language.objectives.info_nce import false_negatives, info_nce
-
-NO_HISTORY = torch.full((2, 1), -1)
+from fusionrec.language.objectives.info_nce import info_nce
 
 
 def unit(*rows: list[float]) -> torch.Tensor:
@@ -25,26 +23,11 @@ def test_uniform_scores_cost_the_logarithm_of_the_batch():
     assert loss.item() == pytest.approx(math.log(5), rel=1e-6)
 
 
-def test_false_negatives_are_the_same_target_and_the_items_of_the_history():
-    targets = torch.tensor([3, 4, 3])
-    histories = torch.tensor([[4, -1], [7, 8], [-1, -1]])
-    assert false_negatives(targets, histories).tolist() == [
-        [True, True, True],
-        [False, True, False],
-        [True, False, True],
-    ]
-
-
-def test_padding_of_a_history_matches_no_item():
-    items = torch.tensor([0, 1, 2])
-    assert not false_negatives(torch.tensor([0, 1]), NO_HISTORY, items)[0, 1:].any()
-
-
 def test_a_masked_negative_has_no_influence_and_gets_no_gradient():
     torch.manual_seed(0)
     histories = torch.nn.functional.normalize(torch.randn(3, 4), dim=-1)
     items = torch.nn.functional.normalize(torch.randn(3, 4), dim=-1).requires_grad_()
-    masked = false_negatives(torch.tensor([5, 6, 5]), torch.tensor([[6], [5], [6]]))
+    masked = torch.ones(3, 3, dtype=torch.bool)
     loss = info_nce(histories, items, masked)
     assert loss.item() == 0.0  # every other item is a false negative: nothing to tell apart
     loss.backward()

@@ -1,8 +1,8 @@
 r"""InfoNCE with in-batch negatives, for the encoder.
 
 Each history's positive is the item that came next; the other rows' items are its negatives. Some of
-them are not negative at all, and are masked: the same item as the row's own target, and items that
-the row's history holds already. For B histories q and items d of unit length,
+them are not negative at all, and are masked: the same item as the row's own target, and others that
+the row's user had. For B histories q and items d of unit length,
 
     loss = −1/B Σ_i log  exp(s_ii) / (exp(s_ii) + Σ_{j negative for i} exp(s_ij)),
     s_ij = q_i·d_j / τ − log p_j.
@@ -37,8 +37,8 @@ def info_nce(
         histories: [B, D] L2-normalised vectors.
         items: [M, D] L2-normalised vectors; row i < B is the target of history i. Rows beyond B
             are further negatives: gathered from other workers, or mined.
-        false_negatives: bool [B, M], of :func:`false_negatives`; the targets' own places count as
-            positives whatever it says.
+        false_negatives: bool [B, M], which items are no negatives of which history; the targets'
+            own places count as positives whatever it says.
         temperature: τ > 0; the smaller, the more the hardest negatives decide.
         log_popularity: [M] natural logarithm of each item's share of the training events; without
             it no correction.
@@ -55,19 +55,3 @@ def info_nce(
     masked = false_negatives.clone()
     masked[rows, rows] = False
     return torch.nn.functional.cross_entropy(scores.masked_fill(masked, -torch.inf), rows)
-
-
-def false_negatives(targets: Tensor, history_items: Tensor, items: Tensor | None = None) -> Tensor:
-    """Which items are not negatives of which history: bool [B, M].
-
-    True where item j is the target of history i, or one of its items.
-
-    Args:
-        targets: int [B] the target's code of each history.
-        history_items: int [B, H] codes of the items of each history, padded with −1.
-        items: int [M] codes of the items of the batch; by default ``targets``.
-    """
-    items = targets if items is None else items
-    same = targets[:, None] == items[None, :]
-    held = (history_items[:, :, None] == items[None, None, :]).any(dim=1)
-    return same | held

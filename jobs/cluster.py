@@ -32,6 +32,8 @@ def start(num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Says on every start that token authentication is on, as it is by default.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     context: Any
     if os.environ.get("RAY_ADDRESS"):
         context = ray.init(log_to_driver=False, logging_level=logging.WARNING)
@@ -63,8 +65,6 @@ def _bind_to_loopback() -> None:
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    # Says on every start that token authentication is on, as it is by default.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 def quiet_data() -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import signal
-import socket
 import sys
 from pathlib import Path
-from typing import Any
 
-import ray
 from ray import serve
 
 from fusionrec.config import JobConfig, parse
-from fusionrec.errors import ConfigError, FusionRecError
+from jobs import cluster
+from jobs.entry import check_port, run
 from serve_apps.recommend import CONFIG_FILE, check, start
 
 
@@ -35,50 +33,31 @@ def main() -> None:
     config = parse(ServeConfig)
     # Before Ray starts, which takes seconds.
     check(config.bundles, config.host)
-    _check_port(config.host, config.port)
-    cluster = os.environ.get("RAY_ADDRESS")
-    context: Any
-    if cluster:
-        context = ray.init(address=cluster, log_to_driver=False)
-    else:
-        context = ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    try:
-        address = start(config.bundles, config.port, host=config.host, config=config.application)
-        sys.stdout.write(
-            f"serving on {address}\n"
-            f"  POST {address}/v1/recommend\n"
-            f"  GET  {address}/v1/bundle, /healthz, /readyz, /docs\n"
-            f"  logs in {context.address_info['session_dir']}/logs\n"
-            "Ctrl-C stops it\n"
-        )
-        sys.stdout.flush()
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # in place of Ray's, which crashes
-        while True:
-            signal.pause()
-    finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+    check_port(config.host, config.port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with cluster.start():
+        try:
+            _serve(config)
+        except KeyboardInterrupt:
+            sys.stderr.write("stopped\n")
+        finally:
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raises ConfigError where the port cannot be bound."""
-    try:
-        with socket.create_server((host, port)):
-            pass
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"setting port = {port} cannot be used on {host} ({error}): stop what listens there, "
-            "or choose another with --port"
-        ) from error
+def _serve(config: ServeConfig) -> None:
+    """Returns never: SIGINT and SIGTERM raise KeyboardInterrupt."""
+    address = start(config.bundles, config.port, host=config.host, config=config.application)
+    sys.stdout.write(
+        f"serving on {address}\n"
+        f"  POST {address}/v1/recommend\n"
+        f"  GET  {address}/v1/bundle, /healthz, /readyz, /docs\n"
+        "Ctrl-C stops it\n"
+    )
+    sys.stdout.flush()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # in place of Ray's, which crashes
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FusionRecError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
+    run(main)

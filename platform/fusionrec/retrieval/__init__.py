@@ -1,1 +1,1 @@
-"""Vector index, item-item neighbours, and the union of candidates."""
+"""Vector index and item–item neighbours."""

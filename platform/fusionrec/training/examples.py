@@ -34,7 +34,7 @@ class Examples:
     seen: Histories
     """[U] every training item of each user: none of them is a negative."""
     negatives: CodeArray
-    """[P, M] items that the user never had, hardest first; −1 where there are fewer; M may be 0."""
+    """[P, M] items that the user never had; −1 behind where there are fewer; M may be 0."""
 
     def __len__(self) -> int:
         return len(self.positives)

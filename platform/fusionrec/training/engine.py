@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,9 +105,13 @@ def finished(task: Task, config: TrainingConfig, directory: Path) -> TrainingRes
 
 
 def prepare_process(config: TrainingConfig) -> None:
-    """What must be so before DeepSpeed is imported: the accelerator and the number of threads."""
+    """What must be so before DeepSpeed is imported: accelerator, build folder, threads."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if sys.prefix != sys.base_prefix:
+        # DeepSpeed builds its operator against the environment's own torch. In the shared default
+        # folder two environments would build it over each other, again and again.
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # A Ray worker with a fraction of a CPU has OMP_NUM_THREADS=1, so the number is always set.
     torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local))

@@ -95,6 +95,18 @@ def holds_out(
     return float(gain.mean()) > _ONE_SIDED_5_PERCENT * error
 
 
+def polish_where_it_holds(objective: Objective, start: Setting, seed: int) -> Setting:
+    """``start`` polished, where that gains on cases that did not choose; else ``start`` itself."""
+
+    def choose(chosen: BoolArray) -> Callable[[BoolArray], FloatArray]:
+        polished = polish(objective.take(chosen), start)
+        return lambda asked: _gained(objective.take(asked), polished, start, int(asked.sum()))
+
+    everyone = np.ones(objective.num_cases, dtype=np.bool_)
+    holds = holds_out(objective.num_cases, choose, everyone, seed)
+    return polish(objective, start) if holds else start
+
+
 def segment_settings(
     objective: Objective, common: Setting, segment_of: IntArray, num_segments: int, seed: int
 ) -> list[Setting]:

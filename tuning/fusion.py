@@ -38,7 +38,12 @@ from fusionrec.fusion.candidates import Candidates, stack
 from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.fusion.normalisation import Normalisation, scales
 from fusionrec.fusion.objective import Objective
-from fusionrec.fusion.refine import Setting, polish_where_it_holds, segment_settings
+from fusionrec.fusion.refine import (
+    ONE_SIDED_5_PERCENT,
+    Setting,
+    polish_where_it_holds,
+    segment_settings,
+)
 from fusionrec.progress import bar
 from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs import cluster
@@ -178,7 +183,7 @@ def agreed(
     gains = {name: _gains(objectives[name], setting) for name, setting in means.items()}
     for name in sorted(gains, key=lambda name: -gains[name].mean()):
         gained = gains[name] - gains[chosen]
-        if gained.mean() > 1.645 * gained.std(ddof=1) / len(gained) ** 0.5:
+        if gained.mean() > ONE_SIDED_5_PERCENT * gained.std(ddof=1) / len(gained) ** 0.5:
             chosen = name
     return Normalisation(chosen), means[chosen]
 

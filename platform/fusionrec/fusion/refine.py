@@ -17,7 +17,7 @@ from fusionrec.data.histories import BoolArray, FloatArray, IntArray
 from fusionrec.fusion.objective import Objective
 
 _STEPS = (2.0, 1.4, 1.15)
-_ONE_SIDED_5_PERCENT = 1.645
+ONE_SIDED_5_PERCENT = 1.645
 _FLOOR = 0.01
 """Where a weight of 0 starts from when it is tried again, relative to the largest."""
 
@@ -92,7 +92,7 @@ def holds_out(
     if len(gain) < 2:
         return False
     error = float(gain.std(ddof=1) / np.sqrt(len(gain)))
-    return float(gain.mean()) > _ONE_SIDED_5_PERCENT * error
+    return float(gain.mean()) > ONE_SIDED_5_PERCENT * error
 
 
 def polish_where_it_holds(objective: Objective, start: Setting, seed: int) -> Setting:

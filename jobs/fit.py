@@ -27,6 +27,7 @@ from fusionrec.progress import bar, console
 from fusionrec.serving.pipeline import PipelineConfig, read_config
 from fusionrec.sources.bm25 import BM25, BM25Config
 from fusionrec.sources.ease import EASE
+from fusionrec.sources.ials import IALS, IALSConfig
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
 from fusionrec.sources.item_knn import ItemKNN
 from fusionrec.sources.load import SOURCES
@@ -59,6 +60,7 @@ class FitConfig(JobConfig):
     item_knn: ItemItemConfig = ItemItemConfig(learner=ItemKNN(), recency=0.7)
     ease: ItemItemConfig = ItemItemConfig(learner=EASE(), recency=0.8)
     transitions: ItemItemConfig = ItemItemConfig(learner=Transitions(), recency=0.5)
+    ials: IALSConfig = IALSConfig()
     bm25: BM25Config = BM25Config()
 
     def build(self, name: str) -> Source:
@@ -69,6 +71,8 @@ class FitConfig(JobConfig):
             return Popularity(self.popularity)
         if name == "bm25":
             return BM25(self.bm25)
+        if name == "ials":
+            return IALS(self.ials)
         return ItemItem({"item-knn": self.item_knn, "ease": self.ease}.get(name, self.transitions))
 
 

@@ -9,6 +9,7 @@ from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
 from fusionrec.sources.bm25 import BM25
 from fusionrec.sources.ease import EASE
+from fusionrec.sources.ials import IALS, IALSConfig
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
 from fusionrec.sources.item_knn import ItemKNN
 from fusionrec.sources.load import SOURCES as LOADABLE
@@ -23,6 +24,7 @@ PERSONAL = [
     ItemItem(ItemItemConfig(learner=ItemKNN())),
     ItemItem(ItemItemConfig(learner=EASE())),
     ItemItem(ItemItemConfig(learner=Transitions())),
+    IALS(IALSConfig(factors=2, regularisation=0.1)),
     BM25(),
     Semantic(),
 ]

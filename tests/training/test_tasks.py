@@ -108,3 +108,11 @@ def test_merged_adapters_answer_like_the_adapted_model(task):
             logits(task, merged), logits(task, adapted), rtol=1e-4, atol=1e-5
         )
         assert not torch.allclose(logits(task, merged), logits(task, task.build_model().eval()))
+
+
+def test_a_folder_is_found_from_wherever_a_worker_runs(tiny_encoder, tmp_path, monkeypatch):
+    examples = Examples.of(TRAIN, per_user=1, limit=9, generator=np.random.default_rng(0))
+    monkeypatch.chdir(tiny_encoder.parent)
+    save_task("encoder", TaskSettings(encoder=tiny_encoder.name), CATALOGUE, examples, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    load_task(tmp_path).build_model()

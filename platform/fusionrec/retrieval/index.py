@@ -10,7 +10,7 @@ from __future__ import annotations
 import faiss
 import numpy as np
 
-from fusionrec.data.histories import CodeArray, FloatArray
+from fusionrec.data.histories import CodeArray, FloatArray, Histories
 
 _NEVER = 2**31 - 1
 
@@ -30,6 +30,22 @@ class VectorIndex:
         order = np.lexsort((codes, -scores), axis=1)
         codes, scores = np.take_along_axis(codes, order, 1), np.take_along_axis(scores, order, 1)
         return codes.astype(np.int32), np.where(codes < 0, 0, scores).astype(np.float32)
+
+    def top_unseen(
+        self, queries: FloatArray, histories: Histories, k: int
+    ) -> tuple[CodeArray, FloatArray]:
+        """[B, K] as :meth:`search`: positive scores only, without the items of each history."""
+        items = np.full((len(histories), k), -1, dtype=np.int32)
+        values = np.zeros((len(histories), k), dtype=np.float32)
+        # The history's own items are found too, and dropped: ask for so many more.
+        found, scores = self.search(queries, k + int(histories.lengths.max(initial=0)))
+        for row in range(len(histories)):
+            new = (found[row] >= 0) & (scores[row] > 0)
+            new &= ~np.isin(found[row], histories.row(row))
+            best = found[row][new][:k]
+            items[row, : len(best)] = best
+            values[row, : len(best)] = scores[row][new][:k]
+        return items, values
 
     def score(self, query: FloatArray, codes: CodeArray) -> FloatArray:
         """[C] inner products of one [D] query with the items ``codes``; 0 where a code is −1."""

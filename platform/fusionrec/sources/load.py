@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fusionrec.sources.bm25 import BM25
+from fusionrec.sources.ials import IALS
 from fusionrec.sources.item_item import ItemItem
 from fusionrec.sources.popularity import Popularity
 from fusionrec.sources.protocol import Source
@@ -15,6 +16,7 @@ SOURCES: dict[str, type[Source]] = {
     "item-knn": ItemItem,
     "ease": ItemItem,
     "transitions": ItemItem,
+    "ials": IALS,
     "bm25": BM25,
     "semantic": Semantic,
 }

@@ -43,20 +43,12 @@ class Semantic:
 
     def top(self, histories: Histories, k: int) -> Ranked:
         """The best ``k`` items by cosine, exactly."""
-        items = np.full((len(histories), k), -1, dtype=np.int32)
-        values = np.zeros((len(histories), k), dtype=np.float32)
         if histories.vectors is None or self._index is None:
-            return Ranked(items, values)
-        # The history's own items are found too, and dropped: ask for so many more.
-        depth = k + int(histories.lengths.max(initial=0))
-        found, scores = self._index.search(histories.vectors, depth)
-        for row in range(len(histories)):
-            new = (found[row] >= 0) & (scores[row] > 0)
-            new &= ~np.isin(found[row], histories.row(row))
-            best = found[row][new][:k]
-            items[row, : len(best)] = best
-            values[row, : len(best)] = scores[row][new][:k]
-        return Ranked(items, values)
+            return Ranked(
+                np.full((len(histories), k), -1, dtype=np.int32),
+                np.zeros((len(histories), k), dtype=np.float32),
+            )
+        return Ranked(*self._index.top_unseen(histories.vectors, histories, k))
 
     def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
         """[B, C] cosines of ``candidates``."""

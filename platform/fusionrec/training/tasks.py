@@ -220,6 +220,8 @@ def save_task(
     """Leave in ``directory`` all that a worker needs to make the task; the JSON comes last."""
     examples.save(directory)
     catalogue.save(directory / "catalogue.parquet")
+    if Path(settings.encoder).expanduser().is_dir():  # workers run in another folder
+        settings = settings.model_copy(update={"encoder": str(resolve(settings.encoder))})
     stored = _Stored(name=name, settings=settings)
     (directory / "task.json").write_text(stored.model_dump_json(indent=1), encoding="utf-8")
 

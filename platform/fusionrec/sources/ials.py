@@ -1,0 +1,141 @@
+"""iALS: matrix factorisation of implicit feedback; a history is folded in when it is asked about.
+
+    minimise  Σ_{h, i} c(h, i) · (p(h, i) − ⟨x_h, y_i⟩)²  +  λ · (Σ_h ‖x_h‖² + Σ_i ‖y_i‖²)
+
+    p = 1 and c = 1 + α · w for an item of the history, p = 0 and c = 1 for all others
+
+``w`` is the recency weight of the event: ``recency ** age``, age 0 the newest. For fixed items the
+minimum over one history is a linear system, so histories that training never saw are served too:
+
+    x_h = (YᵀY + λ · 1 + Σ_e α w_e y_e y_eᵀ)⁻¹  Σ_e (1 + α w_e) y_e
+    score(h, c) = ⟨x_h, y_c⟩
+
+Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets" (ICDM 2008); the
+items are learned by the package implicit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+from pydantic import Field
+
+from fusionrec.config import Config
+from fusionrec.data.histories import CodeArray, FloatArray, Histories
+from fusionrec.retrieval.index import VectorIndex
+from fusionrec.retrieval.neighbours import CSR, profiles
+from fusionrec.sources.protocol import Ranked, TrainingData
+
+
+class IALSConfig(Config):
+    """Settings of :class:`IALS`."""
+
+    factors: int = Field(default=64, ge=1)
+    """Width of the vectors."""
+    regularisation: float = Field(default=10.0, gt=0)
+    """The λ."""
+    alpha: float = Field(default=10.0, gt=0)
+    """How much more a known item weighs than an unknown one."""
+    recency: float = Field(default=0.9, gt=0, le=1)
+    """Weight of an event relative to the next newer one of its history; 1 forgets the order."""
+    iterations: int = Field(default=15, ge=1)
+    """Sweeps over users and items."""
+    seed: int = 0
+    """Of the vectors that the sweeps start from."""
+
+
+class IALS:
+    """Scores items by the inner product of latent vectors."""
+
+    name = "ials"
+
+    def __init__(
+        self, config: IALSConfig | None = None, item_factors: FloatArray | None = None
+    ) -> None:
+        self.config = config or IALSConfig()
+        self._factors = item_factors
+        if item_factors is not None:
+            self._index = VectorIndex(item_factors)
+            gram = item_factors.T.astype(np.float64) @ item_factors
+            self._prior = gram + self.config.regularisation * np.eye(len(gram))
+
+    def fit(self, data: TrainingData) -> Self:
+        """Alternate. Cost: iterations · (events · factors² + (users + items) · factors³) at most.
+
+        Items without events get the zero vector: nothing was learned of them.
+        """
+        # Here: it loads a compiled extension that only fitting needs.
+        from implicit.cpu.als import AlternatingLeastSquares
+        from threadpoolctl import threadpool_limits
+
+        histories, config = data.histories, self.config
+        matrix = self._extra(histories, data.num_items)
+        matrix.data += 1  # implicit's confidence of an entry is the entry: p is 1 where one is
+        # Its threads are its own; those of BLAS on top of them would fight for the cores.
+        with threadpool_limits(1, "blas"):
+            model = AlternatingLeastSquares(
+                factors=config.factors,
+                regularization=config.regularisation,
+                alpha=1.0,
+                iterations=config.iterations,
+                random_state=config.seed,
+            )
+            model.fit(sp.csr_matrix(matrix), show_progress=False)  # it knows no sparse arrays
+        factors = np.ascontiguousarray(model.item_factors, dtype=np.float32)
+        factors[np.bincount(histories.items, minlength=data.num_items) == 0] = 0
+        return type(self)(config, factors)
+
+    def top(self, histories: Histories, k: int) -> Ranked:
+        """The best ``k`` items by inner product, exactly; nothing for an empty history."""
+        return Ranked(*self._index.top_unseen(self.fold_in(histories), histories, k))
+
+    def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
+        """[B, C] inner products of ``candidates``."""
+        vectors = self.fold_in(histories)
+        rows = [self._index.score(*pair) for pair in zip(vectors, candidates, strict=True)]
+        return np.array(rows, dtype=np.float32).reshape(candidates.shape)
+
+    def fold_in(self, histories: Histories) -> FloatArray:
+        """[B, factors] vectors of ``histories``; zeros where nothing is known of any item.
+
+        One history at a time, so that its vector does not depend on who else is in the batch.
+        Cost of each: events · factors² + factors³ / 3.
+        """
+        factors = self._fitted
+        extra = self._extra(histories, len(factors))
+        vectors = np.zeros((len(histories), factors.shape[1]), dtype=np.float32)
+        for row in range(len(histories)):
+            entries = slice(extra.indptr[row], extra.indptr[row + 1])
+            items = factors[extra.indices[entries]].astype(np.float64)
+            weight = extra.data[entries, None]
+            if items.any():
+                system = self._prior + (weight * items).T @ items
+                target = ((1 + weight) * items).sum(axis=0)
+                vectors[row] = scipy.linalg.solve(system, target, assume_a="pos")
+        return vectors
+
+    def save(self, directory: Path) -> None:
+        """Write ``config.json`` and ``factors.npy``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        np.save(directory / "factors.npy", self._fitted, allow_pickle=False)
+        (directory / "config.json").write_text(self.config.model_dump_json(indent=2))
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read the settings, memory-map the vectors and index them."""
+        config = IALSConfig.model_validate_json((directory / "config.json").read_bytes())
+        return cls(config, np.load(directory / "factors.npy", mmap_mode="r", allow_pickle=False))
+
+    def _extra(self, histories: Histories, num_items: int) -> CSR:
+        """[B, I] α · w: the confidence in the items of each history beyond that in the others."""
+        weights = self.config.alpha * self.config.recency**histories.ages
+        return profiles(histories, weights.astype(np.float32), num_items)
+
+    @property
+    def _fitted(self) -> FloatArray:
+        assert self._factors is not None, "ials is not fitted"
+        return self._factors

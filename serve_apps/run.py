@@ -12,7 +12,8 @@ from ray import serve
 from fusionrec.config import JobConfig, parse
 from jobs import cluster
 from jobs.entry import check_port, run
-from serve_apps.recommend import CONFIG_FILE, check, start
+from serve_apps.deploy import check, start
+from serve_apps.recommend import CONFIG_FILE
 
 
 class ServeConfig(JobConfig):

@@ -26,9 +26,10 @@ from fusionrec.errors import BundleCorrupt, BundleError, ConfigError
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.serving.schemas import RecommendRequest
 from fusionrec.serving.service import Service, recommend
+from serve_apps.deploy import start
 from serve_apps.gateway import _bound_host
 from serve_apps.keys import is_loopback
-from serve_apps.recommend import CONFIG_FILE, AppArgs, app, start
+from serve_apps.recommend import CONFIG_FILE, AppArgs, app
 from serve_apps.stages import Retriever
 
 pytestmark = pytest.mark.ray

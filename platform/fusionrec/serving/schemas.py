@@ -21,6 +21,9 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 MAX_K = 100
+MAX_BROWSED = 50
+"""Items or users that one search answers."""
+MAX_QUERY_CHARS = 200
 MAX_HISTORY = 1_000
 MAX_TEXT_CHARS = 4_000
 MAX_ID_CHARS = 256
@@ -87,7 +90,10 @@ class RecommendRequest(_Body):
     """How many items to answer, at most."""
     filters: Filters | None = None
     explain: bool = False
-    """Whether to answer the terms of every score."""
+    """Whether to answer the terms of every score, and the categories and domain of every item."""
+    bundle: Identifier | None = None
+    """Id of the bundle that answers, one of those `GET /v1/bundle` names as `held`; by default the
+    one in service."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -110,6 +116,24 @@ def _error(field: str, message: str) -> ValidationError:
     return ValidationError.from_exception_data("RecommendRequest", [detail])
 
 
+class ItemsRequest(_Body):
+    """Words of a title."""
+
+    query: str = Field(min_length=1, max_length=MAX_QUERY_CHARS)
+    """Words, or beginnings of words, that the title holds; case and accents do not matter."""
+    k: int = Field(default=10, ge=1, le=MAX_BROWSED)
+    """How many items to answer, at most."""
+
+
+class UsersRequest(_Body):
+    """Some users of the bundle, or one of them."""
+
+    user_id: Identifier | None = None
+    """Answer this user alone, with the history; nobody, where the bundle does not know the user."""
+    k: int = Field(default=10, ge=1, le=MAX_BROWSED)
+    """How many users to answer, at most."""
+
+
 class Fallback(StrEnum):
     """Why an answer is made of popular items instead of personal ones."""
 
@@ -130,6 +154,10 @@ class Recommendation(_Answer):
     """The fused score: comparable within one answer only."""
     terms: dict[str, float] | None = None
     """With `explain`: what each source, and the reranker, added. They sum to the score."""
+    categories: list[str] | None = None
+    """With `explain`."""
+    domain: str | None = None
+    """With `explain`."""
 
 
 class RecommendResponse(_Answer):
@@ -163,6 +191,9 @@ class BundleResponse(_Answer):
     """The bundle in service."""
 
     bundle: str
+    held: list[str]
+    """Bundles that a request can ask for, newest first: this one, and the one before it while it is
+    still loaded."""
     dataset: dict[str, Any]
     pipeline: dict[str, Any]
     metrics: dict[str, Any]
@@ -176,6 +207,74 @@ class ReadyResponse(_Answer):
     ready: bool
     degraded: list[str]
     """Stages that a request would do without."""
+
+
+class ReplicaCounts(_Answer):
+    """Replicas of one deployment."""
+
+    running: int
+    target: int
+    """How many the autoscaler wants."""
+
+
+class StatusResponse(_Answer):
+    """What the endpoint is made of at this moment, as one gateway sees it."""
+
+    bundle: str
+    """The bundle in service."""
+    held: list[str]
+    """Bundles that a request can ask for, newest first."""
+    next: str | None
+    """The bundle that is being loaded to take over."""
+    replicas: dict[str, ReplicaCounts]
+    """Deployment → replicas."""
+    degraded: list[str]
+    """Stages that answers do without at present."""
+    queue: int
+    """Requests that wait in this gateway."""
+    uptime_s: float
+    """Seconds since this gateway came up."""
+
+
+class Item(_Answer):
+    """One item of the catalogue."""
+
+    item_id: str
+    title: str
+    domain: str
+    categories: list[str]
+
+
+class ItemsResponse(_Answer):
+    """Items whose titles hold the words."""
+
+    items: list[Item]
+    """Closest first: titles that begin with the words, whole words before beginnings, short titles
+    before long ones."""
+
+
+class KnownEvent(Item):
+    """One item that a user of the bundle met, and when."""
+
+    timestamp: int
+    """Seconds since the epoch."""
+
+
+class KnownUser(_Answer):
+    """One user whose history the bundle holds."""
+
+    user_id: str
+    events: int
+    """How many events the history has."""
+    history: list[KnownEvent] | None = None
+    """Where `user_id` was asked for: the newest events, oldest first, as many as a request for
+    recommendations may hold."""
+
+
+class UsersResponse(_Answer):
+    """Users of the bundle, shortest history first."""
+
+    users: list[KnownUser]
 
 
 def parse_request(body: bytes) -> RecommendRequest:

@@ -1,4 +1,4 @@
-"""API keys: who may call an endpoint that others can reach.
+"""API keys: who may call an endpoint that others can reach, and how often.
 
 Only SHA-256 hashes of keys are configured and kept. ``FUSIONREC_API_KEYS`` holds the hashes, or the
 name of a file with one on each line; ``name=hash`` gives a key a name. Make a key and its hash with
@@ -11,14 +11,18 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NewType, Self
 
 from fusionrec.errors import ConfigError
 
 VARIABLE = "FUSIONREC_API_KEYS"
+KeyName = NewType("KeyName", str)
+ANYBODY = KeyName("anybody")
+"""Who calls an endpoint without keys."""
 _ENTRY = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<digest>[0-9a-fA-F]{64})")
 
 
@@ -27,15 +31,17 @@ class ApiKeys:
     """The keys that are admitted; with none of them, everybody is."""
 
     digests: tuple[bytes, ...] = ()
+    names: tuple[KeyName, ...] = ()
+    """Who holds each key. Keys of one name share its rate: so they are rotated."""
 
     @classmethod
     def parse(cls, entries: Iterable[str]) -> Self:
-        """From ``hash`` or ``name=hash`` entries.
+        """From ``hash`` or ``name=hash`` entries; a key without a name gets one from its hash.
 
         Raises:
             ConfigError: an entry is neither.
         """
-        digests = []
+        digests, names = [], []
         for number, entry in enumerate(entries, start=1):
             match = _ENTRY.fullmatch(entry)
             if match is None:
@@ -45,19 +51,46 @@ class ApiKeys:
                     'give the output of printf %s "$key" | sha256sum, not the key'
                 )
             digests.append(bytes.fromhex(match["digest"]))
-        return cls(tuple(digests))
+            names.append(KeyName(match["name"] or f"key-{match['digest'][:8].lower()}"))
+        return cls(tuple(digests), tuple(names))
 
-    def admits(self, headers: Mapping[str, str]) -> bool:
-        """Whether ``Authorization: Bearer KEY`` or ``x-api-key: KEY`` is one of the keys.
+    def admit(self, headers: Mapping[str, str]) -> KeyName | None:
+        """Whose key ``Authorization: Bearer KEY`` or ``x-api-key: KEY`` is; None for nobody's.
 
         Every digest is compared, each in constant time.
         """
         if not self.digests:
-            return True
+            return ANYBODY
         scheme, _, token = headers.get("authorization", "").partition(" ")
         presented = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(presented.encode("latin-1", "replace")).digest()
-        return sum(hmac.compare_digest(digest, known) for known in self.digests) > 0
+        same = [hmac.compare_digest(digest, known) for known in self.digests]
+        return self.names[same.index(True)] if any(same) else None
+
+
+class RateLimit:
+    """A token bucket for each key, in one process: N gateway replicas let N times as much pass.
+
+    A bucket holds ``burst`` requests at most and gains ``per_second`` of them; one that is not in
+    use costs nothing.
+    """
+
+    def __init__(
+        self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._per_second = per_second
+        self._burst = float(burst)
+        self._clock = clock
+        self._buckets: dict[KeyName, tuple[float, float]] = {}
+
+    def take(self, key: KeyName) -> float:
+        """Let a request of ``key`` pass and return 0, or the seconds until one could pass."""
+        now = self._clock()
+        left, since = self._buckets.get(key, (self._burst, now))
+        left = min(self._burst, left + (now - since) * self._per_second)
+        passes = left >= 1
+        self._buckets[key] = (left - 1 if passes else left, now)
+        return 0.0 if passes else (1 - left) / self._per_second
 
 
 def read_entries(environment: Mapping[str, str]) -> tuple[str, ...]:

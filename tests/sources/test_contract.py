@@ -84,7 +84,7 @@ class TestSource:
         fitted, histories = source.fit(data), asked([0, 2], [1, 3, 5])
         ranked = fitted.top(histories, 4)
         found = fitted.score(histories, ranked.items)
-        np.testing.assert_allclose(found, ranked.scores, rtol=1e-6)
+        np.testing.assert_allclose(found, ranked.scores, rtol=1e-6, atol=1e-7)
 
     def test_padding_scores_zero(self, source, data):
         found = source.fit(data).score(asked([0]), np.array([[2, -1]], np.int32))

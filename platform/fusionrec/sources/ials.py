@@ -16,6 +16,8 @@ items are learned by the package implicit.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +25,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 from pydantic import Field
+from threadpoolctl import ThreadpoolController
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
@@ -34,13 +37,13 @@ from fusionrec.sources.protocol import Ranked, TrainingData
 class IALSConfig(Config):
     """Settings of :class:`IALS`."""
 
-    factors: int = Field(default=64, ge=1)
+    factors: int = Field(default=128, ge=1)
     """Width of the vectors."""
     regularisation: float = Field(default=10.0, gt=0)
     """The λ."""
-    alpha: float = Field(default=10.0, gt=0)
+    alpha: float = Field(default=40.0, gt=0)
     """How much more a known item weighs than an unknown one."""
-    recency: float = Field(default=0.9, gt=0, le=1)
+    recency: float = Field(default=0.8, gt=0, le=1)
     """Weight of an event relative to the next newer one of its history; 1 forgets the order."""
     iterations: int = Field(default=15, ge=1)
     """Sweeps over users and items."""
@@ -70,13 +73,11 @@ class IALS:
         """
         # Here: it loads a compiled extension that only fitting needs.
         from implicit.cpu.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits
 
         histories, config = data.histories, self.config
         matrix = self._extra(histories, data.num_items)
         matrix.data += 1  # implicit's confidence of an entry is the entry: p is 1 where one is
-        # Its threads are its own; those of BLAS on top of them would fight for the cores.
-        with threadpool_limits(1, "blas"):
+        with _one_blas_thread():  # its threads are its own
             model = AlternatingLeastSquares(
                 factors=config.factors,
                 regularization=config.regularisation,
@@ -108,14 +109,15 @@ class IALS:
         factors = self._fitted
         extra = self._extra(histories, len(factors))
         vectors = np.zeros((len(histories), factors.shape[1]), dtype=np.float32)
-        for row in range(len(histories)):
-            entries = slice(extra.indptr[row], extra.indptr[row + 1])
-            items = factors[extra.indices[entries]].astype(np.float64)
-            weight = extra.data[entries, None]
-            if items.any():
-                system = self._prior + (weight * items).T @ items
-                target = ((1 + weight) * items).sum(axis=0)
-                vectors[row] = scipy.linalg.solve(system, target, assume_a="pos")
+        with _one_blas_thread():  # for systems this small, starting threads takes ten times as long
+            for row in range(len(histories)):
+                entries = slice(extra.indptr[row], extra.indptr[row + 1])
+                items = factors[extra.indices[entries]].astype(np.float64)
+                weight = extra.data[entries, None]
+                if items.any():
+                    system = self._prior + (weight * items).T @ items
+                    target = ((1 + weight) * items).sum(axis=0)
+                    vectors[row] = scipy.linalg.solve(system, target, assume_a="pos")
         return vectors
 
     def save(self, directory: Path) -> None:
@@ -139,3 +141,14 @@ class IALS:
     def _fitted(self) -> FloatArray:
         assert self._factors is not None, "ials is not fitted"
         return self._factors
+
+
+def _one_blas_thread() -> AbstractContextManager[object]:
+    limited: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
+    return limited
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """Looking for the libraries takes milliseconds, and they stay what they are."""
+    return ThreadpoolController()

@@ -6,6 +6,7 @@ JSON (lone surrogates, huge numbers, deep nesting) into errors that it cannot an
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -24,7 +25,8 @@ from fusionrec.serving.schemas import (
     parse_request,
 )
 from serve_apps.batching import Overloaded
-from serve_apps.keys import ApiKeys
+from serve_apps.explorer import add_explorer
+from serve_apps.security import BODY_TIMEOUT_S, Door, NoKey, Secured, TooFast
 
 RETRY_AFTER_S = 1
 
@@ -58,18 +60,21 @@ class Refused(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def build_api(endpoint: Endpoint, keys: ApiKeys) -> FastAPI:
-    """The ASGI application around ``endpoint``."""
-    api = FastAPI(title="FusionRec", version="1")
+def build_api(endpoint: Endpoint, door: Door) -> FastAPI:
+    """The ASGI application around ``endpoint``, for those whom ``door`` lets in."""
+    api = FastAPI(title="FusionRec", version="1", docs_url=None, redoc_url=None)
+    api.add_middleware(Secured, audit=door.audit)
+    add_explorer(api)
 
     def admit(request: Request) -> None:
-        if not keys.admits(request.headers):
-            raise Refused(
-                401,
-                "authorization",
-                "no valid API key: send Authorization: Bearer KEY or x-api-key: KEY",
-                WWW_Authenticate="Bearer",
-            )
+        try:
+            door.admit(request.headers, request.state)
+        except NoKey as error:
+            message = "no valid API key: send Authorization: Bearer KEY or x-api-key: KEY"
+            raise Refused(401, "authorization", message, WWW_Authenticate="Bearer") from error
+        except TooFast as error:
+            message = "too many requests with this key; try again later"
+            raise Refused(429, "", message, Retry_After=str(error.retry_after_s)) from error
 
     @api.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:
@@ -89,15 +94,19 @@ def build_api(endpoint: Endpoint, keys: ApiKeys) -> FastAPI:
     @api.post(
         "/v1/recommend",
         response_model=RecommendResponse,
-        responses={status: {"model": ErrorResponse} for status in (401, 413, 415, 422, 503)},
+        responses={
+            status: {"model": ErrorResponse} for status in (401, 408, 413, 415, 422, 429, 431, 503)
+        },
         openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _REQUEST}}}},
     )
     async def recommend(request: Request) -> Response:
         """Recommend items to a known user, for a history, for a text, or in general."""
         admit(request)
-        return _json(await endpoint.recommend(parse_request(await _read_body(request))))
+        question = parse_request(await _read_body(request))
+        request.state.user = question.user_id
+        return _json(await endpoint.recommend(question))
 
-    @api.get("/v1/bundle", responses={401: {"model": ErrorResponse}})
+    @api.get("/v1/bundle", responses={status: {"model": ErrorResponse} for status in (401, 429)})
     async def bundle(request: Request) -> BundleResponse:
         """What is in service, what it was made from, what was measured."""
         admit(request)
@@ -121,16 +130,21 @@ async def _read_body(request: Request) -> bytes:
     """The body of a request, bounded.
 
     Raises:
-        Refused: it is not declared as JSON, or is too large.
+        Refused: it is not declared as JSON, is too large, or does not end in time.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != _JSON:
         raise Refused(415, "content-type", f"must be {_JSON}")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise Refused(413, "body", f"is larger than {MAX_BODY_BYTES:,} bytes")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise Refused(413, "body", f"is larger than {MAX_BODY_BYTES:,} bytes")
+    except TimeoutError as error:
+        message = f"was not complete after {BODY_TIMEOUT_S:g} seconds"
+        raise Refused(408, "body", message, Connection="close") from error
     return bytes(body)
 
 

@@ -68,7 +68,7 @@ def start(
         **application.get("args", {}),
         **arguments,
         "bundles": str(bundles.resolve()),
-        "api_keys": list(entries),
+        "access": {**application.get("args", {}).get("access", {}), "api_keys": list(entries)},
     }
     AppArgs.model_validate(application["args"])
     return deploy(ServeDeploySchema.model_validate(document), timeout_s)

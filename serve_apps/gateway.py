@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ from fusionrec.serving.schemas import (
 from fusionrec.serving.service import Service, Trace
 from serve_apps.api import Unavailable, build_api
 from serve_apps.batching import Batcher
-from serve_apps.keys import ApiKeys, guard
+from serve_apps.keys import guard
+from serve_apps.security import Access, Door
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,10 +55,12 @@ class Gateway:
         max_running_batches: int,
         max_waiting: int,
         stage_timeout_s: float,
-        api_keys: tuple[str, ...],
+        access: Access,
     ) -> None:
-        keys = ApiKeys.parse(api_keys)
-        guard(_bound_host(), keys)
+        door = Door.build(access, os.environ)
+        guard(_bound_host(), door.keys)
+        if (file := _audit_file()) is not None and door.audit is not None:
+            door.audit.write_to(file)
         store = BundleStore(Path(bundles))
         self._manifest: Manifest = store.verify(bundle)
         directory = store.path(bundle)
@@ -71,12 +75,12 @@ class Gateway:
             max_running=max_running_batches,
             max_waiting=max_waiting,
         )
-        self._keys = keys
+        self._door = door
         self._came_up = False
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve in the replica, after the constructor."""
-        return build_api(self, self._keys)
+        return build_api(self, self._door)
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         """Answer one request, in a batch with others.
@@ -162,3 +166,16 @@ def _bound_host() -> str | None:
         return None
     client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else str(client.http_config.host)
+
+
+def _audit_file() -> Path | None:
+    """Where the audit log of this replica lies: beside Serve's logs; None outside a cluster."""
+    from ray import serve
+    from ray.serve._private.logging_utils import get_serve_logs_dir
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        replica = serve.get_replica_context().replica_id.unique_id
+    except RayServeException:
+        return None
+    return Path(get_serve_logs_dir()) / f"audit_{replica}.jsonl"

@@ -17,6 +17,7 @@ from fusionrec.bundles.store import BundleStore
 from fusionrec.config import Config
 from serve_apps.gateway import Gateway
 from serve_apps.keys import ApiKeys, read_entries
+from serve_apps.security import Access
 from serve_apps.stages import Embedder, Reranker, Retriever
 
 CONFIG_FILE = Path(__file__).with_suffix(".yaml")
@@ -40,8 +41,7 @@ class AppArgs(Config):
     """A stage that takes longer has failed."""
     model_threads: int = Field(default=1, ge=1)
     """Threads of each model replica."""
-    api_keys: tuple[str, ...] = ()
-    """SHA-256 hashes of the keys that are admitted; by default those of FUSIONREC_API_KEYS."""
+    access: Access = Access()
 
 
 def app(args: AppArgs) -> Application:
@@ -55,7 +55,7 @@ def app(args: AppArgs) -> Application:
     store = BundleStore(bundles)
     bundle = args.bundle or store.current().name
     store.verify(bundle)
-    keys = args.api_keys or read_entries(os.environ)
+    keys = args.access.api_keys or read_entries(os.environ)
     ApiKeys.parse(keys)
     held = (str(bundles), bundle, args.model_threads)
     gateway: Application = serve.deployment(name="Gateway")(serve.ingress()(Gateway)).bind(
@@ -68,6 +68,6 @@ def app(args: AppArgs) -> Application:
         max_running_batches=args.max_running_batches,
         max_waiting=args.max_waiting,
         stage_timeout_s=args.stage_timeout_s,
-        api_keys=keys,
+        access=args.access.model_copy(update={"api_keys": keys}),
     )
     return gateway

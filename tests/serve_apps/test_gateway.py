@@ -14,9 +14,14 @@ from fusionrec.errors import ConfigError
 from fusionrec.fusion.model import Fused
 from serve_apps import gateway
 from serve_apps.gateway import Gateway
+from serve_apps.security import Access
 
 KEY = "secret"
 HEADERS = {"content-type": "application/json"}
+
+
+def keyed() -> Access:
+    return Access(api_keys=(hashlib.sha256(KEY.encode()).hexdigest(),))
 
 
 class FakeStage:
@@ -70,7 +75,7 @@ class Rig:
                 "max_running_batches": 1,
                 "max_waiting": 20,
                 "stage_timeout_s": 0.2,
-                "api_keys": (),
+                "access": Access(),
                 **options,
             },
         )
@@ -162,7 +167,7 @@ def test_a_gateway_on_an_open_address_needs_keys(
     monkeypatch.setattr(gateway, "_bound_host", lambda: "0.0.0.0")  # noqa: S104
     with pytest.raises(ConfigError, match="no API key is set"):
         Rig(paper_bundles)
-    Rig(paper_bundles, api_keys=(hashlib.sha256(KEY.encode()).hexdigest(),))
+    Rig(paper_bundles, access=keyed())
 
 
 def test_an_empty_history_is_not_reranked_where_its_segment_is_not(paper_bundles: BundleStore):
@@ -200,7 +205,7 @@ def test_bundle(rig: Rig, paper_bundles: BundleStore):
 
 def test_keys_guard_what_is_worth_guarding(paper_bundles: BundleStore):
     async def main():
-        rig = Rig(paper_bundles, api_keys=(hashlib.sha256(KEY.encode()).hexdigest(),))
+        rig = Rig(paper_bundles, access=keyed())
         for headers in ({}, {"x-api-key": "wrong"}, {"authorization": f"Basic {KEY}"}):
             response = await rig.client.post("/v1/recommend", json={}, headers=headers)
             assert response.status_code == 401
@@ -257,4 +262,6 @@ def test_the_openapi_document_describes_request_and_answer(rig: Rig):
         "user_id", "history", "text", "k", "filters", "explain",
     }  # fmt: skip
     assert {"HistoryEvent", "Filters", "RecommendResponse", "ErrorResponse"} <= set(schemas)
-    assert set(operation["responses"]) == {"200", "401", "413", "415", "422", "503"}
+    assert set(operation["responses"]) == {
+        "200", "401", "408", "413", "415", "422", "429", "431", "503",
+    }  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fusionrec.errors import ConfigError
-from serve_apps.keys import ApiKeys, guard, is_loopback, read_entries
+from serve_apps.keys import ANYBODY, ApiKeys, RateLimit, guard, is_loopback, read_entries
 
 KEY = "a-secret-key"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
@@ -12,7 +12,7 @@ OTHER = hashlib.sha256(b"other").hexdigest()
 
 
 def test_without_keys_everybody_is_admitted():
-    assert ApiKeys().admits({})
+    assert ApiKeys().admit({}) == ANYBODY
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_without_keys_everybody_is_admitted():
     ],
 )
 def test_a_key_is_admitted(headers: dict[str, str]):
-    assert ApiKeys.parse([OTHER, f"shop={DIGEST.upper()}"]).admits(headers)
+    assert ApiKeys.parse([OTHER, f"shop={DIGEST.upper()}"]).admit(headers) == "shop"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_key_is_admitted(headers: dict[str, str]):
     ],
 )
 def test_anything_else_is_not(headers: dict[str, str]):
-    assert not ApiKeys.parse([DIGEST]).admits(headers)
+    assert ApiKeys.parse([DIGEST]).admit(headers) is None
 
 
 def test_a_key_that_was_not_hashed_is_refused_and_not_repeated():
@@ -70,3 +70,19 @@ def test_any_other_host_does(host: str):
     with pytest.raises(ConfigError, match=r"no API key is set: set FUSIONREC_API_KEYS"):
         guard(host, ApiKeys())
     guard(host, ApiKeys.parse([DIGEST]))
+
+
+def test_a_key_without_a_name_is_named_after_its_hash():
+    keys = ApiKeys.parse([OTHER, DIGEST])
+    assert keys.admit({"x-api-key": KEY}) == f"key-{DIGEST[:8]}"
+
+
+def test_a_rate_lets_a_burst_pass_and_then_so_many_a_second():
+    now = [100.0]
+    limit = RateLimit(2.0, 3, clock=lambda: now[0])
+    assert [limit.take("a") for _ in range(5)] == [0, 0, 0, 0.5, 0.5]
+    assert limit.take("b") == 0  # another key has a bucket of its own
+    now[0] += 0.75
+    assert [limit.take("a") for _ in range(2)] == [0, 0.25]
+    now[0] += 1000  # no more than the burst gathers
+    assert [limit.take("a") for _ in range(4)] == [0, 0, 0, 0.5]

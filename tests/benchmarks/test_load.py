@@ -8,15 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.load import (
-    REFUSED,
-    RESET,
-    TIMED_OUT,
-    Arrivals,
-    LoadConfig,
-    due_moments,
-    generate,
-)
+from benchmarks.harness.engine import REFUSED, RESET, TIMED_OUT
+from benchmarks.load import Arrivals, LoadConfig, due_moments, generate
 from fusionrec.errors import ConfigError
 
 

@@ -120,7 +120,8 @@ class ItemsRequest(_Body):
     """Words of a title."""
 
     query: str = Field(min_length=1, max_length=MAX_QUERY_CHARS)
-    """Words, or beginnings of words, that the title holds; case and accents do not matter."""
+    """Words, or beginnings of words, that the title holds, without regard to case and accents; or
+    the id of an item."""
     k: int = Field(default=10, ge=1, le=MAX_BROWSED)
     """How many items to answer, at most."""
 
@@ -249,8 +250,8 @@ class ItemsResponse(_Answer):
     """Items whose titles hold the words."""
 
     items: list[Item]
-    """Closest first: titles that begin with the words, whole words before beginnings, short titles
-    before long ones."""
+    """Closest first: whole words before beginnings of words, titles that begin with them before
+    others, short ones before long ones."""
 
 
 class KnownEvent(Item):

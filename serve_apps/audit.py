@@ -8,7 +8,7 @@
 Whoever is denied (401, 429) is always written down, the rest by chance. ``key`` is the name of a
 key, ``route`` the pattern of a route and never the path that was asked for, ``user`` an HMAC. A
 request that is not sampled costs one random number; one that is, some 20 µs and a place in a
-bounded queue: a thread writes the lines, and what finds the queue full is counted in ``dropped``.
+bounded queue: a thread writes the lines, and what found it full since the start is ``dropped``.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class AuditLog:
         if user is not None:
             entry["user"] = self._pseudonyms.of(user)
         if self._handler is not None and self._handler.dropped:
-            entry["dropped"], self._handler.dropped = self._handler.dropped, 0
+            entry["dropped"] = self._handler.dropped
         logger.info(json.dumps(entry))
 
 

@@ -136,8 +136,12 @@ class Secured:
             # Anybody can send this, and tell nobody but himself to come back with TLS.
             tls = tls or (name == b"x-forwarded-proto" and value == b"https")
 
+        answered = False
+
         async def send_secured(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
+                answered = True
                 given = list(message.get("headers", ()))
                 kept = any(name == b"cache-control" for name, _ in given)
                 message["headers"] = [
@@ -151,7 +155,12 @@ class Secured:
             await send(message)
 
         app = self._app if size <= MAX_HEADER_BYTES else _too_many_headers
-        await app(scope, receive, send_secured)
+        try:
+            await app(scope, receive, send_secured)
+        except Exception:  # whoever is around this one answers
+            if self._audit is not None and not answered:
+                self._audit.note(scope, 500)
+            raise
 
 
 async def _too_many_headers(_scope: Scope, _receive: Receive, send: Send) -> None:

@@ -7,39 +7,64 @@ JSON (lone surrogates, huge numbers, deep nesting) into errors that it cannot an
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
+from starlette.concurrency import run_in_threadpool
 
 from fusionrec.serving.schemas import (
     MAX_BODY_BYTES,
     BundleResponse,
     ErrorResponse,
     FieldError,
+    ItemsRequest,
+    ItemsResponse,
     ReadyResponse,
     RecommendRequest,
     RecommendResponse,
+    StatusResponse,
+    UsersRequest,
+    UsersResponse,
     describe,
     parse_request,
 )
 from serve_apps.batching import Overloaded
 from serve_apps.explorer import add_explorer
 from serve_apps.security import BODY_TIMEOUT_S, Door, NoKey, Secured, TooFast
+from serve_apps.tracing import Tracer, TracingMiddleware
+from serve_apps.web import add_page
 
 RETRY_AFTER_S = 1
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+"""Serve's own name for it: its proxies give up after so long, and so do we, with an answer."""
 
 
 class Unavailable(Exception):
     """No answer can be made now; ask again later."""
 
 
+class UnknownBundle(Exception):
+    """The bundle that a request asks for is not held."""
+
+    def __init__(self, held: Sequence[str]) -> None:
+        self.held = held
+
+
 class Endpoint(Protocol):
     """What answers behind the routes."""
 
-    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        """Answer one request; Overloaded or Unavailable where that cannot be done now."""
+    async def recommend(
+        self, request: RecommendRequest, timeout_s: float | None = None
+    ) -> RecommendResponse:
+        """Answer one request within ``timeout_s`` or a default time.
+
+        Overloaded or Unavailable where that cannot be done now; UnknownBundle.
+        """
         ...
 
     async def ready(self) -> ReadyResponse:
@@ -48,6 +73,18 @@ class Endpoint(Protocol):
 
     def describe_bundle(self) -> BundleResponse:
         """The bundle in service."""
+        ...
+
+    async def status(self) -> StatusResponse:
+        """Bundles, replicas and queue at this moment."""
+        ...
+
+    def find_items(self, request: ItemsRequest) -> ItemsResponse:
+        """Items by words of their titles; called in a thread."""
+        ...
+
+    def find_users(self, request: UsersRequest) -> UsersResponse:
+        """Some users, or one with the history; called in a thread."""
         ...
 
 
@@ -60,10 +97,37 @@ class Refused(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def build_api(endpoint: Endpoint, door: Door) -> FastAPI:
-    """The ASGI application around ``endpoint``, for those whom ``door`` lets in."""
-    api = FastAPI(title="FusionRec", version="1", docs_url=None, redoc_url=None)
+def build_api(
+    endpoint: Endpoint,
+    door: Door,
+    *,
+    background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+    on_too_fast: Callable[[], None] = lambda: None,
+    tracer: Tracer | None = None,
+) -> FastAPI:
+    """The ASGI application around ``endpoint``.
+
+    Args:
+        endpoint: what answers.
+        door: who is let in.
+        background: what runs for as long as the application does.
+        on_too_fast: told of every request that is refused because its key asks too often.
+        tracer: makes a span of every request.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [asyncio.ensure_future(run()) for run in background]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    api = FastAPI(title="FusionRec", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
     api.add_middleware(Secured, audit=door.audit)
+    if tracer is not None:
+        api.add_middleware(TracingMiddleware, tracer=tracer)
     add_explorer(api)
 
     def admit(request: Request) -> None:
@@ -73,6 +137,7 @@ def build_api(endpoint: Endpoint, door: Door) -> FastAPI:
             message = "no valid API key: send Authorization: Bearer KEY or x-api-key: KEY"
             raise Refused(401, "authorization", message, WWW_Authenticate="Bearer") from error
         except TooFast as error:
+            on_too_fast()
             message = "too many requests with this key; try again later"
             raise Refused(429, "", message, Retry_After=str(error.retry_after_s)) from error
 
@@ -84,6 +149,11 @@ def build_api(endpoint: Endpoint, door: Door) -> FastAPI:
     async def invalid(_: Request, error: ValidationError) -> Response:
         return _json(describe(error), 422)
 
+    @api.exception_handler(UnknownBundle)
+    async def unknown_bundle(_: Request, error: UnknownBundle) -> Response:
+        message = f"is not held: send one of {', '.join(error.held)}, or leave it out"
+        return _json(ErrorResponse(detail=[FieldError(field="bundle", message=message)]), 422)
+
     @api.exception_handler(Overloaded)
     @api.exception_handler(Unavailable)
     async def unavailable(_: Request, error: Exception) -> Response:
@@ -94,23 +164,52 @@ def build_api(endpoint: Endpoint, door: Door) -> FastAPI:
     @api.post(
         "/v1/recommend",
         response_model=RecommendResponse,
-        responses={
-            status: {"model": ErrorResponse} for status in (401, 408, 413, 415, 422, 429, 431, 503)
-        },
-        openapi_extra={"requestBody": {"required": True, "content": {_JSON: {"schema": _REQUEST}}}},
+        responses=_errors(401, 408, 413, 415, 422, 429, 431, 503),
+        openapi_extra=_body_of(RecommendRequest),
     )
     async def recommend(request: Request) -> Response:
         """Recommend items to a known user, for a history, for a text, or in general."""
         admit(request)
         question = parse_request(await _read_body(request))
         request.state.user = question.user_id
-        return _json(await endpoint.recommend(question))
+        return _json(await endpoint.recommend(question, _timeout(request)))
 
-    @api.get("/v1/bundle", responses={status: {"model": ErrorResponse} for status in (401, 429)})
+    @api.get("/v1/bundle", responses=_errors(401, 429))
     async def bundle(request: Request) -> BundleResponse:
         """What is in service, what it was made from, what was measured."""
         admit(request)
         return endpoint.describe_bundle()
+
+    @api.get("/v1/status", responses=_errors(401, 429, 503))
+    async def status(request: Request) -> StatusResponse:
+        """What the endpoint is made of at this moment."""
+        admit(request)
+        return await endpoint.status()
+
+    @api.post(
+        "/v1/items",
+        response_model=ItemsResponse,
+        responses=_errors(401, 408, 413, 415, 422, 429, 431, 503),
+        openapi_extra=_body_of(ItemsRequest),
+    )
+    async def items(request: Request) -> Response:
+        """Find items by words of their titles."""
+        admit(request)
+        question = ItemsRequest.model_validate_json(await _read_body(request))
+        return _json(await run_in_threadpool(endpoint.find_items, question))
+
+    @api.post(
+        "/v1/users",
+        response_model=UsersResponse,
+        responses=_errors(401, 408, 413, 415, 422, 429, 431, 503),
+        openapi_extra=_body_of(UsersRequest),
+    )
+    async def users(request: Request) -> Response:
+        """Some users, the same at every call; or one of them, with the history."""
+        admit(request)
+        question = UsersRequest.model_validate_json(await _read_body(request))
+        request.state.user = question.user_id
+        return _json(await run_in_threadpool(endpoint.find_users, question))
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -122,8 +221,27 @@ def build_api(endpoint: Endpoint, door: Door) -> FastAPI:
         """A request through all stages is answered."""
         return await endpoint.ready()
 
-    _describe_request(api)
+    add_page(api)
+    _describe_requests(api)
     return api
+
+
+def _timeout(request: Request) -> float | None:
+    """What the client says about how long it waits, in seconds.
+
+    Raises:
+        Refused: it is not a positive number.
+    """
+    value = request.headers.get(TIMEOUT_HEADER)
+    if value is None:
+        return None
+    try:
+        timeout_s = float(value)
+    except ValueError:
+        timeout_s = math.nan
+    if not 0 < timeout_s < math.inf:
+        raise Refused(422, TIMEOUT_HEADER, "must be a positive number of seconds")
+    return timeout_s
 
 
 async def _read_body(request: Request) -> bytes:
@@ -152,18 +270,28 @@ def _json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = N
     return Response(body.model_dump_json(exclude_unset=True), status, headers, media_type=_JSON)
 
 
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorResponse} for status in statuses}
+
+
+def _body_of(model: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
+
+
 _JSON = "application/json"
 _REF = "#/components/schemas/{model}"
-_REQUEST = {"$ref": _REF.format(model=RecommendRequest.__name__)}
 
 
-def _describe_request(api: FastAPI) -> None:
-    """Add the schema of the request to the document, which FastAPI would make from a parameter."""
+def _describe_requests(api: FastAPI) -> None:
+    """Add the schemas of the requests to the document, which FastAPI would make from parameters."""
     generate = api.openapi
+    requests = (RecommendRequest, ItemsRequest, UsersRequest)
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        _, schemas = models_json_schema([(RecommendRequest, "validation")], ref_template=_REF)
+        models = [(model, "validation") for model in requests]
+        _, schemas = models_json_schema(models, ref_template=_REF)
         document["components"]["schemas"].update(schemas["$defs"])
         return document
 

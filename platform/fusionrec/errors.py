@@ -11,7 +11,12 @@
     │   └── CheckpointNotWritten  a worker could not write its part of a checkpoint
     ├── BundleError        a bundle cannot be published, promoted or loaded
     │   └── BundleCorrupt  a bundle's files are not the ones its manifest lists
-    └── ServingError       the endpoint cannot be started
+    ├── ServingError       the endpoint cannot be started
+    └── RequestFailed      the client got no answer from an endpoint
+        ├── RequestRefused  something is wrong with the request; the fields are named
+        ├── Unauthorized   the endpoint knows no such key
+        ├── Unavailable    the endpoint is down or overloaded, also after all retries
+        └── DeadlinePassed  the answer did not come in time
 
 A broken invariant of the library itself is an ``assert``, never one of these.
 """
@@ -55,3 +60,38 @@ class BundleCorrupt(BundleError):
 
 class ServingError(FusionRecError):
     """The endpoint cannot be started."""
+
+
+class RequestFailed(FusionRecError):
+    """The client got no answer from an endpoint."""
+
+
+class RequestRefused(RequestFailed):
+    """Something is wrong with the request."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        """Name what is wrong.
+
+        Args:
+            fields: place in the request, such as ``history.3.timestamp``, → what is wrong there.
+        """
+        self.fields = fields
+        reasons = (f"{field}: {message}" for field, message in fields.items())
+        super().__init__(f"the request was refused: {'; '.join(reasons)}")
+
+
+class Unauthorized(RequestFailed):
+    """The endpoint knows no such key."""
+
+
+class Unavailable(RequestFailed):
+    """The endpoint is down or overloaded, also after all retries."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        """How long to wait before asking again, where the endpoint said so."""
+        super().__init__(message)
+
+
+class DeadlinePassed(RequestFailed):
+    """The answer did not come in time."""

@@ -4,6 +4,9 @@ A request that comes while fewer than ``max_running`` batches are under way star
 together with whatever else came in the same turn of the event loop. While all places are taken,
 requests gather, and the next free place takes as many as fit: batches grow with the load and the
 wait is never longer than a batch takes. No timer, no window to tune. Knows nothing of Ray or HTTP.
+
+Every request has a deadline. When it comes, the request is answered with the best there is by then
+(:attr:`Entry.fallback`), or refused. A batch that nobody waits for any more is cancelled.
 """
 
 from __future__ import annotations
@@ -12,22 +15,95 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Q = TypeVar("Q")
 A = TypeVar("A")
 
+_MEMORY = 0.8
+"""Weight of the past in the running mean of how long a batch takes."""
+
 
 class Overloaded(Exception):
-    """The waiting room is full; ask again later."""
+    """The waiting room is full, or the wait would outlast the deadline; ask again later."""
 
 
-@dataclass(slots=True)
-class _Waiting(Generic[Q, A]):
-    question: Q
-    answer: asyncio.Future[tuple[A, float]]
-    since: float = field(default_factory=time.perf_counter)
+class Late(Exception):
+    """The deadline came before there was anything to answer."""
+
+
+class Entry(Generic[Q, A]):
+    """A question on its way to an answer."""
+
+    __slots__ = ("_answer", "_batch", "_timer", "deadline", "fallback", "question", "since")
+
+    def __init__(self, question: Q, deadline: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.question = question
+        self.deadline = deadline
+        """On the clock of :func:`time.monotonic`."""
+        self.since = time.monotonic()
+        """When it came."""
+        self.fallback: Callable[[], A] | None = None
+        """Makes what is answered when the deadline comes."""
+        self._answer: asyncio.Future[A] = loop.create_future()
+        self._batch: _Batch[Q, A] | None = None
+        self._timer = loop.call_later(max(deadline - self.since, 0), self._expire)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been answered, or nobody waits for the answer any more."""
+        return self._answer.done()
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+    def answer(self, answer: A) -> None:
+        """Answer, unless it was answered before."""
+        if not self._answer.done():
+            self._answer.set_result(answer)
+
+    def fail(self, error: BaseException) -> None:
+        """Raise ``error`` at the asker, unless it was answered before."""
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+    async def wait(self) -> A:
+        """The answer. Leaves the batch however it ends."""
+        try:
+            return await self._answer
+        finally:
+            self._timer.cancel()
+            if self._batch is not None:
+                self._batch.leave()
+
+    def _expire(self) -> None:
+        if self._answer.done():
+            return
+        if self.fallback is None:
+            self.fail(Late())
+            return
+        try:
+            self.answer(self.fallback())
+        except Exception as error:
+            self.fail(error)
+
+
+class _Batch(Generic[Q, A]):
+    """Counts who still waits for a batch."""
+
+    def __init__(self, entries: Sequence[Entry[Q, A]]) -> None:
+        self.waiting = len(entries)
+        self.task: asyncio.Task[None] | None = None
+        for entry in entries:
+            entry._batch = self
+
+    def leave(self) -> None:
+        """One asker less; without any the work is for nobody."""
+        self.waiting -= 1
+        if self.waiting == 0 and self.task is not None:
+            self.task.cancel()
 
 
 class Batcher(Generic[Q, A]):
@@ -35,72 +111,92 @@ class Batcher(Generic[Q, A]):
 
     def __init__(
         self,
-        work: Callable[[Sequence[Q]], Awaitable[Sequence[A]]],
+        work: Callable[[Sequence[Entry[Q, A]]], Awaitable[None]],
         *,
         max_batch: int,
         max_running: int,
         max_waiting: int,
     ) -> None:
-        """Answer batches with ``work``: one answer a question, in order.
+        """Answer batches with ``work``.
 
         Args:
-            work: called with 1 to ``max_batch`` questions; an exception goes to all askers.
+            work: called with 1 to ``max_batch`` entries, which it answers; an exception goes to
+                those that it left without an answer.
             max_batch: largest number of questions in a batch.
-            max_running: batches under way at a time.
+            max_running: batches under way at a time; may be set anew at any time.
             max_waiting: questions that may wait; more are refused.
         """
         self._work = work
         self._max_batch = max_batch
-        self._max_running = max_running
+        self.max_running = max_running
         self._max_waiting = max_waiting
-        self._waiting: deque[_Waiting[Q, A]] = deque()
+        self._waiting: deque[Entry[Q, A]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._start_scheduled = False
+        self._batch_s = 0.0
+        """Running mean of how long a batch takes."""
 
-    async def submit(self, question: Q) -> tuple[A, float]:
-        """The answer, and how many milliseconds the question waited for a place.
+    @property
+    def waiting(self) -> int:
+        """Questions that wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Batches under way."""
+        return len(self._running)
+
+    async def submit(self, question: Q, deadline: float) -> A:
+        """The answer.
+
+        Args:
+            question: what is asked.
+            deadline: on the clock of :func:`time.monotonic`; something is answered by then.
 
         Raises:
-            Overloaded: ``max_waiting`` questions wait already.
+            Overloaded: too many wait already, or for too long.
+            Late: nothing was found by the deadline.
         """
-        if len(self._waiting) >= self._max_waiting:
+        ahead = len(self._waiting)
+        if ahead >= self._max_waiting:
+            raise Overloaded
+        wait_s = self._batch_s * (ahead // self._max_batch) / self.max_running
+        if wait_s > deadline - time.monotonic():
             raise Overloaded
         loop = asyncio.get_running_loop()
-        entry: _Waiting[Q, A] = _Waiting(question, loop.create_future())
+        entry: Entry[Q, A] = Entry(question, deadline, loop)
         self._waiting.append(entry)
         if not self._start_scheduled:
             # Not at once: requests that arrive in the same turn of the loop share the batch.
             self._start_scheduled = True
             loop.call_soon(self._start)
-        return await entry.answer
+        return await entry.wait()
 
     def _start(self) -> None:
         self._start_scheduled = False
-        while self._waiting and len(self._running) < self._max_running:
-            batch: list[_Waiting[Q, A]] = []
-            while self._waiting and len(batch) < self._max_batch:
+        while self._waiting and len(self._running) < self.max_running:
+            entries: list[Entry[Q, A]] = []
+            while self._waiting and len(entries) < self._max_batch:
                 entry = self._waiting.popleft()
-                if not entry.answer.done():  # its asker may have gone away
-                    batch.append(entry)
-            if batch:
-                task = asyncio.ensure_future(self._run(batch))
-                self._running.add(task)
-                task.add_done_callback(self._finished)
+                if not entry.done:  # its asker may have gone away
+                    entries.append(entry)
+            if entries:
+                batch = _Batch(entries)
+                batch.task = asyncio.ensure_future(self._run(entries))
+                self._running.add(batch.task)
+                batch.task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._start()
 
-    async def _run(self, batch: list[_Waiting[Q, A]]) -> None:
-        started = time.perf_counter()
+    async def _run(self, entries: list[Entry[Q, A]]) -> None:
+        started = time.monotonic()
         try:
-            answers = await self._work([entry.question for entry in batch])
-            pairs = list(zip(batch, answers, strict=True))
+            await self._work(entries)
         except Exception as error:
-            for entry in batch:
-                if not entry.answer.done():
-                    entry.answer.set_exception(error)
-            return
-        for entry, answer in pairs:
-            if not entry.answer.done():
-                entry.answer.set_result((answer, (started - entry.since) * 1e3))
+            for entry in entries:
+                entry.fail(error)
+        else:
+            took = time.monotonic() - started
+            self._batch_s = took + _MEMORY * (self._batch_s - took) if self._batch_s else took

@@ -15,7 +15,7 @@ from ray.serve import Application
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.config import Config
-from serve_apps.gateway import Gateway
+from serve_apps.gateway import Gateway, GatewayConfig
 from serve_apps.keys import ApiKeys, read_entries
 from serve_apps.security import Access
 from serve_apps.stages import Embedder, Reranker, Retriever
@@ -29,18 +29,11 @@ class AppArgs(Config):
     bundles: str = "artifacts/bundles"
     """The folder of bundles. Every node must see it at this path."""
     bundle: str | None = None
-    """Id of the bundle to serve; by default the current one, looked up once, at deployment: all
-    replicas, also those that come later, serve the same."""
-    max_batch: int = Field(default=32, ge=1)
-    """Largest number of requests that travel as one unit."""
-    max_running_batches: int = Field(default=4, ge=1)
-    """Batches under way from one gateway; further requests gather meanwhile."""
-    max_waiting: int = Field(default=512, ge=1)
-    """Requests that may wait in one gateway; more are answered 503."""
-    stage_timeout_s: float = Field(default=10.0, gt=0)
-    """A stage that takes longer has failed."""
+    """Id of the bundle to serve for good; by default the one that is current, now and whenever
+    another is promoted or rolled back to: it is swapped in while the endpoint answers."""
     model_threads: int = Field(default=1, ge=1)
     """Threads of each model replica."""
+    gateway: GatewayConfig = GatewayConfig()
     access: Access = Access()
 
 
@@ -53,21 +46,17 @@ def app(args: AppArgs) -> Application:
     """
     bundles = Path(args.bundles).resolve()
     store = BundleStore(bundles)
-    bundle = args.bundle or store.current().name
-    store.verify(bundle)
+    store.verify(args.bundle or store.current().name)
     keys = args.access.api_keys or read_entries(os.environ)
     ApiKeys.parse(keys)
-    held = (str(bundles), bundle, args.model_threads)
+    held = (str(bundles), args.bundle, args.model_threads)
     gateway: Application = serve.deployment(name="Gateway")(serve.ingress()(Gateway)).bind(
         str(bundles),
-        bundle,
+        args.bundle,
         serve.deployment(name="Embedder")(Embedder).bind(*held),
         serve.deployment(name="Retriever")(Retriever).bind(*held),
         serve.deployment(name="Reranker")(Reranker).bind(*held),
-        max_batch=args.max_batch,
-        max_running_batches=args.max_running_batches,
-        max_waiting=args.max_waiting,
-        stage_timeout_s=args.stage_timeout_s,
-        access=args.access.model_copy(update={"api_keys": keys}),
+        args.gateway,
+        args.access.model_copy(update={"api_keys": keys}),
     )
     return gateway

@@ -1,15 +1,19 @@
 """The three stages that hold a part of the pipeline: plain classes; recommend.py wraps them.
 
-Every call names the bundle that it wants and carries a whole batch. Model code runs in the one
-worker thread of a replica, so that its event loop stays free for health checks and cancellation;
-more throughput comes from more replicas.
+Every call names the bundle that it wants and carries a whole batch, or the part of one that falls
+to this replica. Model code runs in the one worker thread of a replica, so that its event loop stays
+free for health checks and cancellation; more throughput comes from more replicas. Another bundle is
+loaded beside those that are held, in a thread of its own, while these go on answering.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,41 +21,109 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from fusionrec.bundles.store import BundleStore
-from fusionrec.data.histories import FloatArray, Histories
-from fusionrec.errors import BundleError
+from fusionrec.data.histories import CodeArray, FloatArray, Histories
+from fusionrec.errors import BundleCorrupt, BundleError
 from fusionrec.fusion.model import Fused
 
 if TYPE_CHECKING:  # who deploys the stages need not import torch; their replicas do, in Held
     from fusionrec.serving.pipeline import Pipeline
 
+logger = logging.getLogger("ray.serve")
+
 T = TypeVar("T")
+
+_LOADING_NICENESS = 5
+"""Linux gives a thread of this niceness a third of the time of one that answers requests."""
+_RERANK_ROWS = 4
+"""Histories reranked between two looks at whether their askers are still there."""
+
+
+class BundleNotHeld(BundleError):
+    """This replica does not hold the bundle that is asked for; another one may."""
 
 
 class Held:
-    """The part of a pipeline that a replica holds, by bundle id."""
+    """The part of each bundle that a replica holds, by bundle id."""
 
-    def __init__(self, stage: str, bundles: str, bundle: str, threads: int) -> None:
-        """Verify ``bundle`` of the folder ``bundles``, load what ``stage`` needs and warm up.
+    def __init__(self, stage: str, bundles: str, bundle: str | None, threads: int) -> None:
+        """Verify the bundle of the folder ``bundles``, load what ``stage`` needs and warm up.
+
+        Args:
+            stage: name of the stage.
+            bundles: folder of a bundle store.
+            bundle: id; by default the one that is current now.
+            threads: of the model.
 
         Raises:
             BundleCorrupt: nothing of it is loaded.
         """
         self._stage = stage
+        self._threads = threads
         self._store = BundleStore(Path(bundles))
         self._pipelines: dict[str, Pipeline] = {}
         self._worker = ThreadPoolExecutor(1, f"{stage}-model")
-        self._worker.submit(self._load, bundle, threads).result()
+        self._loader = ThreadPoolExecutor(1, f"{stage}-loader", step_back)
+        first, pipeline = self._worker.submit(self._load_first, bundle).result()
+        self._pipelines[first] = pipeline
 
-    def _load(self, bundle: str, threads: int) -> None:
+    async def hold(self, bundles: Sequence[str]) -> list[str]:
+        """Load those of ``bundles`` that are not held yet, let go of all others.
+
+        Work under way keeps what it has begun with.
+
+        Returns:
+            The ids that are held.
+
+        Raises:
+            BundleCorrupt: one cannot be used; what was held before still is.
+        """
+        loop = asyncio.get_running_loop()
+        for bundle in bundles:
+            if bundle not in self._pipelines:
+                pipeline = await loop.run_in_executor(self._loader, self._load, bundle)
+                self._pipelines[bundle] = pipeline
+        for bundle in set(self._pipelines) - set(bundles):
+            del self._pipelines[bundle]
+        return list(self._pipelines)
+
+    async def run(self, bundle: str, work: Callable[[Pipeline], T]) -> T:
+        """Apply ``work`` to the pipeline of ``bundle`` in the worker thread.
+
+        Raises:
+            BundleNotHeld: the replica does not hold this bundle.
+        """
+        pipeline = self._pipelines.get(bundle)
+        if pipeline is None:
+            raise BundleNotHeld(f"this {self._stage} does not hold bundle {bundle}")
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work, pipeline)
+
+    def _load_first(self, bundle: str | None) -> tuple[str, Pipeline]:
+        """The bundle to begin with: where the current one is damaged, the one before it.
+
+        A gateway refuses the damaged one too, and goes on with what it has.
+        """
+        if bundle is not None:
+            return bundle, self._load(bundle)
+        current, *earlier = [promoted.bundle for promoted in reversed(self._store.history())] or [
+            self._store.current().name
+        ]
+        try:
+            return current, self._load(current)
+        except BundleCorrupt:
+            if not earlier:
+                raise
+            logger.exception("the current bundle is damaged, loading the one before it")
+            return earlier[0], self._load(earlier[0])
+
+    def _load(self, bundle: str) -> Pipeline:
         from fusionrec.serving.pipeline import Pipeline, Stage
 
         self._store.verify(bundle)
         stage = Stage(self._stage)
         pipeline = Pipeline.load(self._store.path(bundle), stages=frozenset({stage}))
-        self._pipelines[bundle] = pipeline
         if "torch" in sys.modules:  # only where a model was loaded
             # Ray gives a replica with a fraction of a CPU one thread: say what is meant instead.
-            sys.modules["torch"].set_num_threads(threads)
+            sys.modules["torch"].set_num_threads(self._threads)
         # The first call of a model takes many times as long as the next: nobody should wait for it.
         first = Histories.of([[0]], texts=["warm up"])
         if stage is Stage.EMBEDDER:
@@ -60,24 +132,24 @@ class Held:
             pipeline.retrieve(first)
         elif pipeline.reranker is not None:
             pipeline.rerank_scores(first, np.zeros((1, 1), dtype=np.int32))
+        return pipeline
 
-    async def run(self, bundle: str, work: Callable[[Pipeline], T]) -> T:
-        """Apply ``work`` to the pipeline of ``bundle`` in the worker thread.
 
-        Raises:
-            BundleError: the replica does not hold this bundle.
-        """
-        pipeline = self._pipelines.get(bundle)
-        if pipeline is None:
-            raise BundleError(f"this {self._stage} does not hold bundle {bundle}")
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work, pipeline)
+def step_back() -> None:
+    """Give way to the thread that answers requests; Linux counts niceness by thread."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICENESS)
 
 
 class Embedder:
     """Text vectors of histories."""
 
-    def __init__(self, bundles: str, bundle: str, threads: int) -> None:
+    def __init__(self, bundles: str, bundle: str | None, threads: int) -> None:
         self._held = Held("embedder", bundles, bundle, threads)
+
+    async def hold(self, bundles: Sequence[str]) -> list[str]:
+        """See :meth:`Held.hold`."""
+        return await self._held.hold(bundles)
 
     async def embed(self, bundle: str, histories: Histories) -> FloatArray | None:
         """[B, D] vectors; None where the bundle has no encoder."""
@@ -87,20 +159,42 @@ class Embedder:
 class Retriever:
     """Candidates of all sources, fused."""
 
-    def __init__(self, bundles: str, bundle: str, threads: int) -> None:
+    def __init__(self, bundles: str, bundle: str | None, threads: int) -> None:
         self._held = Held("retriever", bundles, bundle, threads)
 
-    async def retrieve(self, bundle: str, histories: Histories) -> Fused:
-        """B histories × C candidates, best first."""
-        return await self._held.run(bundle, lambda pipeline: pipeline.retrieve(histories))
+    async def hold(self, bundles: Sequence[str]) -> list[str]:
+        """See :meth:`Held.hold`."""
+        return await self._held.hold(bundles)
+
+    async def retrieve(self, bundle: str, histories: Histories, depth: int | None) -> Fused:
+        """B histories × C candidates, best first; the first ``depth`` where it is a number."""
+        return await self._held.run(
+            bundle, lambda pipeline: pipeline.retrieve(histories).head(depth)
+        )
 
 
 class Reranker:
     """The cross-encoder over the top of the fused list."""
 
-    def __init__(self, bundles: str, bundle: str, threads: int) -> None:
+    def __init__(self, bundles: str, bundle: str | None, threads: int) -> None:
         self._held = Held("reranker", bundles, bundle, threads)
 
-    async def rerank(self, bundle: str, histories: Histories, fused: Fused) -> Fused:
-        """The same candidates with one more term, sorted again."""
-        return await self._held.run(bundle, lambda pipeline: pipeline.rerank(histories, fused))
+    async def hold(self, bundles: Sequence[str]) -> list[str]:
+        """See :meth:`Held.hold`."""
+        return await self._held.hold(bundles)
+
+    async def rerank(self, bundle: str, histories: Histories, items: CodeArray) -> FloatArray:
+        """[B, R] scores of ``items`` [B, R] from 0 to 1.
+
+        A few histories at a time: when the call is cancelled the rest is not done.
+        """
+        parts = []
+        for start in range(0, len(histories), _RERANK_ROWS):
+            stop = min(start + _RERANK_ROWS, len(histories))
+            rows, top = histories.slice(start, stop), items[start:stop]
+            parts.append(
+                await self._held.run(
+                    bundle, lambda pipeline, h=rows, i=top: pipeline.rerank_scores(h, i)
+                )
+            )
+        return np.concatenate(parts)

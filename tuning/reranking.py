@@ -103,7 +103,7 @@ def _read(
     """Spread of the fused scores, fused lists, reranker scores and cases of one block."""
     block = cases.take(np.arange(start, min(start + BLOCK, len(cases))))
     fused = pipeline.recommend(block.histories, rerank=False)
-    scores = pipeline.rerank_scores(block.histories, fused.items)
+    scores = pipeline.rerank_scores(block.histories, fused.items[:, : pipeline.config.rerank_top])
     top = fused.scores[:, : scores.shape[1]]
     return (top.max(axis=1) - top.min(axis=1)).astype(np.float32), fused, scores, block
 

@@ -48,7 +48,8 @@ def paper_bundles(tmp_path_factory: pytest.TempPathFactory) -> BundleStore:
     }
     pq.write_table(pa.table(users), directory / "users.parquet")
     np.save(directory / "item_counts.npy", np.arange(20))
-    (directory / "pipeline.json").write_text(json.dumps({"dataset": {"name": "paper"}}))
+    settings = {"dataset": {"name": "paper"}, "rerank_top": 10}
+    (directory / "pipeline.json").write_text(json.dumps(settings))
     sources = ("popularity", "semantic")
     weights = dict.fromkeys(sources, 1.0)
     Fusion(

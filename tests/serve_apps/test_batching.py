@@ -1,9 +1,10 @@
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
 
-from serve_apps.batching import Batcher, Overloaded
+from serve_apps.batching import Batcher, Entry, Late, Overloaded
 
 
 class Work:
@@ -11,19 +12,32 @@ class Work:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.cancelled: list[list[int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def __call__(self, questions: Sequence[int]) -> list[int]:
-        self.batches.append(list(questions))
-        await self.gate.wait()
+    async def __call__(self, entries: Sequence[Entry[int, int]]) -> None:
+        questions = [entry.question for entry in entries]
+        self.batches.append(questions)
+        if 100 in questions:
+            entries[questions.index(100)].fallback = lambda: 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(questions)
+            raise
         if -1 in questions:
             raise ValueError("minus one")
-        return [2 * question for question in questions]
+        for entry in entries:
+            entry.answer(2 * entry.question)
 
 
 def batcher(work: Work, **limits: int) -> Batcher[int, int]:
     return Batcher(work, **{"max_batch": 4, "max_running": 1, "max_waiting": 100, **limits})
+
+
+def submit(b: Batcher[int, int], question: int, timeout_s: float = 5.0):
+    return b.submit(question, time.monotonic() + timeout_s)
 
 
 def run(coroutine):
@@ -33,9 +47,8 @@ def run(coroutine):
 def test_alone_a_question_does_not_wait():
     async def main():
         work = Work()
-        answer, waited_ms = await batcher(work).submit(3)
-        assert (answer, work.batches) == (6, [[3]])
-        assert waited_ms < 50
+        assert await submit(batcher(work), 3) == 6
+        assert work.batches == [[3]]
 
     run(main())
 
@@ -44,8 +57,8 @@ def test_questions_of_one_turn_share_a_batch():
     async def main():
         work = Work()
         b = batcher(work)
-        answers = await asyncio.gather(*(b.submit(i) for i in range(10)))
-        assert [a for a, _ in answers] == [2 * i for i in range(10)]
+        answers = await asyncio.gather(*(submit(b, i) for i in range(10)))
+        assert answers == [2 * i for i in range(10)]
         assert work.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
     run(main())
@@ -56,17 +69,16 @@ def test_under_load_batches_fill_and_places_are_bounded():
         work = Work()
         work.gate.clear()
         b = batcher(work, max_running=2)
-        first = [asyncio.ensure_future(b.submit(0))]
+        first = [asyncio.ensure_future(submit(b, 0))]
         await asyncio.sleep(0.01)
-        first.append(asyncio.ensure_future(b.submit(1)))
+        first.append(asyncio.ensure_future(submit(b, 1)))
         await asyncio.sleep(0.01)
-        rest = [asyncio.ensure_future(b.submit(i)) for i in range(2, 8)]
+        rest = [asyncio.ensure_future(submit(b, i)) for i in range(2, 8)]
         await asyncio.sleep(0.01)
         assert work.batches == [[0], [1]]
         work.gate.set()
         await asyncio.gather(*first, *rest)
         assert work.batches == [[0], [1], [2, 3, 4, 5], [6, 7]]
-        assert rest[0].result()[1] > 5
 
     run(main())
 
@@ -76,11 +88,11 @@ def test_an_error_reaches_every_asker_of_its_batch_only():
         work = Work()
         b = batcher(work, max_batch=2)
         answers = await asyncio.gather(
-            *(b.submit(i) for i in (5, -1, 6, 7)), return_exceptions=True
+            *(submit(b, i) for i in (5, -1, 6, 7)), return_exceptions=True
         )
         assert [type(a) for a in answers[:2]] == [ValueError, ValueError]
-        assert [a[0] for a in answers[2:]] == [12, 14]
-        assert (await b.submit(1))[0] == 2
+        assert answers[2:] == [12, 14]
+        assert await submit(b, 1) == 2
 
     run(main())
 
@@ -90,15 +102,15 @@ def test_a_full_waiting_room_refuses():
         work = Work()
         work.gate.clear()
         b = batcher(work, max_waiting=2)
-        running = asyncio.ensure_future(b.submit(0))
+        running = asyncio.ensure_future(submit(b, 0))
         await asyncio.sleep(0.01)
-        waiting = [asyncio.ensure_future(b.submit(i)) for i in (1, 2)]
+        waiting = [asyncio.ensure_future(submit(b, i)) for i in (1, 2)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await b.submit(3)
+            await submit(b, 3)
         work.gate.set()
-        assert [a for a, _ in await asyncio.gather(running, *waiting)] == [0, 2, 4]
-        assert (await b.submit(3))[0] == 6
+        assert await asyncio.gather(running, *waiting) == [0, 2, 4]
+        assert await submit(b, 3) == 6
 
     run(main())
 
@@ -108,15 +120,64 @@ def test_a_question_whose_asker_left_is_not_worked_on():
         work = Work()
         work.gate.clear()
         b = batcher(work)
-        running = asyncio.ensure_future(b.submit(0))
+        running = asyncio.ensure_future(submit(b, 0))
         await asyncio.sleep(0.01)
-        gone, stays = (asyncio.ensure_future(b.submit(i)) for i in (1, 2))
+        gone, stays = (asyncio.ensure_future(submit(b, i)) for i in (1, 2))
         await asyncio.sleep(0)
         gone.cancel()
         running.cancel()
         await asyncio.sleep(0)
         work.gate.set()
-        assert (await stays)[0] == 4
+        assert await stays == 4
         assert work.batches == [[0], [2]]
+        assert work.cancelled == [[0]]
+
+    run(main())
+
+
+def test_a_batch_goes_on_for_those_who_stay():
+    async def main():
+        work = Work()
+        work.gate.clear()
+        b = batcher(work)
+        gone, stays = (asyncio.ensure_future(submit(b, i)) for i in (1, 2))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        work.gate.set()
+        assert await stays == 4
+        assert work.cancelled == []
+
+    run(main())
+
+
+def test_at_the_deadline_the_best_there_is_is_answered():
+    async def main():
+        work = Work()
+        work.gate.clear()
+        b = batcher(work)
+        assert await submit(b, 100, 0.02) == 1
+        with pytest.raises(Late):
+            await submit(b, 3, 0.02)
+        await asyncio.sleep(0)
+        assert work.cancelled == [[100], [3]]
+
+    run(main())
+
+
+def test_a_wait_that_would_outlast_the_deadline_is_refused():
+    async def main():
+        work = Work()
+        b = batcher(work, max_batch=1)
+        asyncio.get_running_loop().call_later(0.1, work.gate.set)
+        work.gate.clear()
+        await submit(b, 0)  # a batch takes 0.1 s
+        work.gate.clear()
+        waiting = [asyncio.ensure_future(submit(b, i)) for i in range(5)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await submit(b, 9, 0.2)
+        work.gate.set()
+        await asyncio.gather(*waiting)
 
     run(main())

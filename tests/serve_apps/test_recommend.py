@@ -45,7 +45,7 @@ def free_port() -> int:
 def address(ray_cluster: Any, bundles: BundleStore) -> Iterator[str]:
     from ray import serve
 
-    yield start(bundles.directory, free_port(), stage_timeout_s=60)
+    yield start(bundles.directory, free_port(), gateway={"timeout_s": 60, "stage_timeout_s": 60})
     serve.shutdown()
 
 

@@ -30,7 +30,7 @@ def test_the_stages_together_are_the_pipeline(bundles: BundleStore):
         Retriever(*arguments),
         Reranker(*arguments),
     )
-    service = Service.load(bundles.current())
+    pipeline, service = Pipeline.load(bundles.current()), Service.load(bundles.current())
     users = [RecommendRequest(user_id=user) for user in list(service.users.rows)[:20]]
     histories = service.ask([*users, RecommendRequest()]).histories
 
@@ -38,10 +38,14 @@ def test_the_stages_together_are_the_pipeline(bundles: BundleStore):
         bundle = bundles.current().name
         vectors = await embedder.embed(bundle, read_only(histories))
         embedded = read_only(histories.with_vectors(vectors))
-        fused = await retriever.retrieve(bundle, embedded)
-        return await reranker.rerank(bundle, embedded, read_only(fused))
+        fused = read_only(await retriever.retrieve(bundle, embedded, None))
+        weights = service.rerank_weights(embedded)
+        (rows,) = np.nonzero(weights > 0)
+        items = fused.items[rows, : pipeline.config.rerank_top]
+        scores = await reranker.rerank(bundle, read_only(embedded.take(rows)), items)
+        return fused.reranked(rows, weights[rows, None] * scores)
 
-    expected = Pipeline.load(bundles.current()).recommend(histories)
+    expected = pipeline.recommend(histories)
     found = asyncio.run(staged())
     assert found.term_names == expected.term_names
     for name in ("items", "scores", "terms"):
@@ -52,4 +56,4 @@ def test_a_stage_answers_for_the_bundle_that_it_holds_only(bundles: BundleStore)
     retriever = Retriever(str(bundles.directory), bundles.current().name, 1)
     histories = Service.load(bundles.current()).ask([RecommendRequest()]).histories
     with pytest.raises(BundleError, match="does not hold bundle other"):
-        asyncio.run(retriever.retrieve("other", histories))
+        asyncio.run(retriever.retrieve("other", histories, None))

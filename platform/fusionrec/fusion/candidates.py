@@ -14,6 +14,9 @@ import numpy as np
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
 from fusionrec.sources.protocol import Source
 
+_BLOCK = 32
+"""Histories asked about at a time: an answer may hold a score of every item for each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -46,8 +49,17 @@ def union(rankings: Sequence[CodeArray]) -> CodeArray:
 
 def candidates(sources: Sequence[Source], histories: Histories, k: int) -> Candidates:
     """The union of the top ``k`` of every source, scored by every source."""
-    items = union([source.top(histories, k).items for source in sources])
-    scores = np.stack([source.score(histories, items) for source in sources])
+    blocks = [
+        _candidates(sources, histories.slice(start, min(start + _BLOCK, len(histories))), k)
+        for start in range(0, max(len(histories), 1), _BLOCK)
+    ]
+    return blocks[0] if len(blocks) == 1 else stack(blocks)
+
+
+def _candidates(sources: Sequence[Source], histories: Histories, k: int) -> Candidates:
+    answers = [source.ask(histories) for source in sources]
+    items = union([answer.top(k).items for answer in answers])
+    scores = np.stack([answer.score(items) for answer in answers])
     return Candidates(items, scores, histories.lengths)
 
 

@@ -11,9 +11,10 @@ Shape legend: B histories, S sources, C candidates, T terms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -23,6 +24,9 @@ from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, IntArray
 from fusionrec.errors import ConfigError
 from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.normalisation import Normalisation, normalise
+
+RERANKER = "reranker"
+"""Name of the reranker's term."""
 
 
 class Segment(Config):
@@ -128,6 +132,48 @@ class Fused:
     """[B, T, C] weighted terms; their sum over T is the score."""
     term_names: tuple[str, ...]
     """T names: the sources, then ``reranker`` where there is one."""
+
+    def head(self, depth: int | None) -> Fused:
+        """The first ``depth`` places of each list; all of them for None."""
+        if depth is None or depth >= self.items.shape[1]:
+            return self
+        return Fused(
+            # Copies: a view would keep all the rest alive, and be sent along with it.
+            items=self.items[:, :depth].copy(),
+            scores=self.scores[:, :depth].copy(),
+            terms=self.terms[:, :, :depth].copy(),
+            term_names=self.term_names,
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The lists of all ``parts``, in their order; shorter ones are filled up with −1."""
+        width = max(part.items.shape[1] for part in parts)
+
+        def filled(name: str, value: float) -> Any:
+            arrays = [getattr(part, name) for part in parts]
+            missing = [((0, 0),) * (a.ndim - 1) + ((0, width - a.shape[-1]),) for a in arrays]
+            return np.concatenate(
+                [np.pad(a, m, constant_values=value) for a, m in zip(arrays, missing, strict=True)]
+            )
+
+        names = parts[0].term_names
+        return cls(filled("items", -1), filled("scores", 0), filled("terms", 0), names)
+
+    def reranked(self, rows: IntArray, terms: FloatArray) -> Fused:
+        """The lists sorted again, with one more term.
+
+        Args:
+            rows: the lists that it is not 0 in.
+            terms: [rows, R] the term in the first R places of these.
+        """
+        added = np.zeros(self.items.shape, dtype=np.float32)
+        added[rows, : terms.shape[1]] = terms
+        return ordered(
+            self.items,
+            np.concatenate([self.terms, added[:, None, :]], axis=1),
+            (*self.term_names, RERANKER),
+        )
 
 
 def fuse(fusion: Fusion, candidates: Candidates, cold: BoolArray) -> Fused:

@@ -29,7 +29,7 @@ from fusionrec.data.text import history_texts, item_text
 from fusionrec.errors import BundleError
 from fusionrec.fusion.candidates import Candidates, candidates
 from fusionrec.fusion.model import Fused as Fused
-from fusionrec.fusion.model import Fusion, fuse, ordered
+from fusionrec.fusion.model import Fusion, fuse
 from fusionrec.sources.load import load_source
 from fusionrec.sources.protocol import Source
 
@@ -70,7 +70,7 @@ class Pipeline:
     def __init__(
         self,
         config: PipelineConfig,
-        catalogue: Catalogue,
+        catalogue: Catalogue | None,
         item_counts: IntArray,
         sources: list[Source],
         fusion: Fusion,
@@ -79,7 +79,7 @@ class Pipeline:
         item_vectors: FloatArray | None = None,
     ) -> None:
         self.config = config
-        self.catalogue = catalogue
+        self._catalogue = catalogue
         self.item_counts = item_counts
         self.sources = sources
         self.fusion = fusion
@@ -97,6 +97,8 @@ class Pipeline:
         """
         config = read_config(directory)
         retrieves = Stage.RETRIEVER in stages
+        # Who only retrieves knows codes: the texts of a million items take a gigabyte.
+        reads = stages != {Stage.RETRIEVER}
         names = config.sources if retrieves else ()
         embeds = Stage.EMBEDDER in stages and (directory / "encoder").is_dir()
         reranks = Stage.RERANKER in stages and (directory / "reranker").is_dir()
@@ -105,7 +107,7 @@ class Pipeline:
             sources = [load_source(directory / "sources" / name) for name in names]
             return cls(
                 config,
-                Catalogue.load(directory / "catalogue.parquet"),
+                Catalogue.load(directory / "catalogue.parquet") if reads else None,
                 np.load(directory / "item_counts.npy", allow_pickle=False),
                 sources,
                 _fusion(directory, config),
@@ -117,6 +119,12 @@ class Pipeline:
             )
         except OSError as error:
             raise BundleError(f"{directory} is incomplete: {error}; run the jobs again") from error
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items. Not there in a pipeline that was loaded for retrieval alone."""
+        assert self._catalogue is not None, "loaded for retrieval alone"
+        return self._catalogue
 
     def embed(self, histories: Histories) -> Histories:
         """The histories with their text vectors; unchanged without an encoder."""
@@ -143,20 +151,16 @@ class Pipeline:
         (rows,) = np.nonzero(weights > 0)
         if self.reranker is None or not len(rows):
             return fused
-        term = np.zeros(fused.items.shape, dtype=np.float32)
-        found = self.rerank_scores(histories.take(rows), fused.items[rows])
-        depth = found.shape[1]
-        term[rows, :depth] = weights[rows, None] * found
-        terms = np.concatenate([fused.terms, term[:, None, :]], axis=1)
-        return ordered(fused.items, terms, (*fused.term_names, "reranker"))
+        top = fused.items[rows, : self.config.rerank_top]
+        found = self.rerank_scores(histories.take(rows), top)
+        return fused.reranked(rows, weights[rows, None] * found)
 
     def rerank_scores(self, histories: Histories, items: CodeArray) -> FloatArray:
-        """[B, R] the reranker's scores of the first R places of ``items``, scaled to 0 … 1."""
+        """[B, R] the reranker's scores of ``items`` [B, R], scaled to 0 … 1."""
         assert self.reranker is not None
-        top = items[:, : self.config.rerank_top]
         asked = history_texts(self.catalogue, histories, self.reranker.config.history_items)
-        texts = [[item_text(self.catalogue, code) for code in row if code >= 0] for row in top]
-        result = np.zeros(top.shape, dtype=np.float32)
+        texts = [[item_text(self.catalogue, code) for code in row if code >= 0] for row in items]
+        result = np.zeros(items.shape, dtype=np.float32)
         for row, scores in enumerate(self.reranker.score(asked, texts)):
             if not asked[row] or not len(scores):
                 continue  # Nothing to read: the fused order stands.

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from fusionrec.data.catalogue import Catalogue
-from fusionrec.data.histories import BoolArray, CodeArray, Histories, IntArray
-from fusionrec.fusion.model import Fused, Fusion
+from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
+from fusionrec.fusion.model import RERANKER, Fused, Fusion
 from fusionrec.serving.schemas import (
     Fallback,
     Filters,
@@ -113,11 +113,11 @@ class Service:
             fusion=Fusion.load(fusion) if fusion.is_file() else None,
         )
 
-    def reranks(self, histories: Histories) -> BoolArray:
-        """[B] whether the reranker has a say in the list of each history."""
+    def rerank_weights(self, histories: Histories) -> FloatArray:
+        """[B] the reranker's weight in the list of each history; 0 where it has no say."""
         if self.fusion is None:
-            return np.zeros(len(histories), dtype=np.bool_)
-        return self.fusion.reranked(histories.lengths) > 0
+            return np.zeros(len(histories), dtype=np.float32)
+        return self.fusion.reranked(histories.lengths)
 
     def ask(self, requests: Sequence[RecommendRequest]) -> Questions:
         """Histories of ``requests`` (at least one), in their order."""
@@ -140,19 +140,31 @@ class Service:
     def answer(self, questions: Questions, fused: Fused, trace: Trace) -> list[RecommendResponse]:
         """One answer a request from the ranked candidates of ``questions.histories``."""
         assert len(fused.items) == len(questions.requests)
-        reranked = self.reranks(questions.histories)
+        reranked = self.rerank_weights(questions.histories) > 0
         return [
-            RecommendResponse(
-                items=list(self._items(request, fused, row, reranked=bool(reranked[row]))),
-                bundle=self.bundle,
-                timings_ms=trace.timings_ms,
-                degraded=trace.degraded,
-                fallback=fallback,
-            )
-            for row, (request, fallback) in enumerate(
-                zip(questions.requests, questions.fallbacks, strict=True)
-            )
+            self.answer_row(questions, row, fused, trace, reranked=bool(reranked[row]))
+            for row in range(len(questions.requests))
         ]
+
+    def answer_row(
+        self, questions: Questions, row: int, fused: Fused, trace: Trace, *, reranked: bool
+    ) -> RecommendResponse:
+        """The answer to one request.
+
+        Args:
+            questions: the batch.
+            row: of the request in it.
+            fused: the ranked candidates of the batch.
+            trace: what happened to this request.
+            reranked: whether the reranker had a say in this list.
+        """
+        return RecommendResponse(
+            items=list(self._items(questions.requests[row], fused, row, reranked=reranked)),
+            bundle=self.bundle,
+            timings_ms=dict(trace.timings_ms),
+            degraded=list(trace.degraded),
+            fallback=questions.fallbacks[row],
+        )
 
     def _history(self, request: RecommendRequest) -> tuple[CodeArray, IntArray]:
         """Items and times of a request, oldest first, without items that are not known.
@@ -216,8 +228,6 @@ def recommend(
     return service.answer(questions, fused, Trace(timings_ms={"total": total}))
 
 
-RERANKER = "reranker"
-"""Name of the reranker's term."""
 _NOTHING = (np.empty(0, np.int32), np.empty(0, np.int64))
 
 

@@ -20,10 +20,14 @@ from rich.table import Table
 
 from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
+from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset
+from fusionrec.data.histories import FloatArray
 from fusionrec.data.splits import Protocol, Split, split
+from fusionrec.data.text import history_texts
 from fusionrec.errors import ConfigError
 from fusionrec.progress import bar, console
+from fusionrec.retrieval.index import IndexConfig
 from fusionrec.serving.pipeline import PipelineConfig, read_config
 from fusionrec.sources.bm25 import BM25, BM25Config
 from fusionrec.sources.ease import EASE
@@ -62,11 +66,12 @@ class FitConfig(JobConfig):
     transitions: ItemItemConfig = ItemItemConfig(learner=Transitions(), recency=0.5)
     ials: IALSConfig = IALSConfig()
     bm25: BM25Config = BM25Config()
+    semantic: IndexConfig = IndexConfig()
 
     def build(self, name: str) -> Source:
         """The unfitted source of that name."""
         if name == "semantic":
-            return Semantic()
+            return Semantic(self.semantic)
         if name == "popularity":
             return Popularity(self.popularity)
         if name == "bm25":
@@ -117,7 +122,8 @@ def fit(config: FitConfig) -> dict[str, float]:
         catalogue=dataset.catalogue,
         histories=parts.train,
         has_timestamps=dataset.info.has_timestamps,
-        item_vectors=np.load(vectors, allow_pickle=False) if vectors.is_file() else None,
+        item_vectors=np.load(vectors, mmap_mode="r") if vectors.is_file() else None,
+        history_vectors=lambda count: _history_vectors(config, dataset.catalogue, parts, count),
     )
     seconds = {}
     with bar("fitting sources", len(names)) as advance:
@@ -127,6 +133,22 @@ def fit(config: FitConfig) -> dict[str, float]:
             seconds[name] = time.perf_counter() - start
             advance(note=name)
     return seconds
+
+
+def _history_vectors(
+    config: FitConfig, catalogue: Catalogue, parts: Split, count: int
+) -> FloatArray | None:
+    """Text vectors of some training histories; None where jobs.embed left no encoder."""
+    folder = config.pipeline / "encoder"
+    if not folder.is_dir():
+        return None
+    from fusionrec.language.encoder import Encoder  # torch, which fitting needs for nothing else
+
+    generator = np.random.default_rng(config.semantic.seed)
+    chosen = np.sort(generator.permutation(len(parts.train))[:count])
+    encoder = Encoder.load(folder, device="cpu")
+    texts = history_texts(catalogue, parts.train.take(chosen), encoder.config.history_items)
+    return encoder.encode(texts)
 
 
 def _names(config: FitConfig, parts: Split) -> tuple[str, ...]:

@@ -31,6 +31,17 @@ def test_an_untouched_bundle_passes(bundle: Path):
     )
 
 
+def test_the_recall_of_the_indexes_in_use_is_in_the_manifest(tmp_path: Path, pipeline: Path):
+    for name in ("ease", "of-an-earlier-fit"):
+        (pipeline / "sources" / name).mkdir(exist_ok=True)
+        (pipeline / "sources" / name / "index.json").write_text('{"kind": "ivf", "recall": 0.96}')
+    manifest = BundleStore(tmp_path / "bundles").add(pipeline)
+    assert manifest.metrics == {
+        "test": {"ndcg@10": 0.25},
+        "indexes": {"ease": {"kind": "ivf", "recall": 0.96}},
+    }
+
+
 def test_manifest_round_trips(bundle: Path):
     manifest = Manifest.load(bundle)
     assert Manifest.model_validate_json(manifest.canonical()) == manifest

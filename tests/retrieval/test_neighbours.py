@@ -4,29 +4,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusionrec.data.histories import Histories
-from fusionrec.retrieval.neighbours import Neighbours, profiles, top_of_dense, top_of_sparse
+from fusionrec.retrieval.neighbours import (
+    gather,
+    gather_sparse,
+    profiles,
+    top_neighbours,
+    top_neighbours_dense,
+    top_of_dense,
+    top_of_sparse,
+)
+from fusionrec.retrieval.rows import SparseRows
 
 
 def test_sparse_and_dense_cuts_agree():
     generator = np.random.default_rng(0)
     matrix = generator.normal(size=(40, 40)) * (generator.random((40, 40)) < 0.4)
-    sparse = Neighbours.top(sp.csr_array(matrix), 5)
-    dense = Neighbours.top_dense(matrix.astype(np.float32), 5)
+    sparse = top_neighbours(sp.csr_array(matrix), 5)
+    dense = top_neighbours_dense(matrix.astype(np.float32), 5)
     np.testing.assert_array_equal(sparse.matrix.toarray(), dense.matrix.toarray())
     assert np.diff(sparse.matrix.indptr).max() <= 5
 
 
 def test_few_entries_are_cut_by_sorting():
     matrix = sp.csr_array(([3.0, -4.0, 1.0], ([0, 0, 0], [1, 2, 3])), shape=(200, 200))
-    found = Neighbours.top(matrix, 2).matrix
+    found = top_neighbours(matrix, 2)
     assert dict(zip(found.indices.tolist(), found.data.tolist(), strict=True)) == {1: 3.0, 2: -4.0}
-
-
-def test_saved_neighbours_are_memory_mapped(tmp_path):
-    Neighbours.top(sp.csr_array(np.eye(4)), 2).save(tmp_path)
-    found = Neighbours.load(tmp_path)
-    np.testing.assert_array_equal(found.matrix.toarray(), np.eye(4))
-    assert not found.matrix.data.flags.writeable
 
 
 def test_repeated_items_add_up():
@@ -45,7 +47,16 @@ def test_top_is_a_sort(values, k, data):
     expected = [item for item in order if values[item] > 0 and item not in seen][:k]
     for items, scores in (
         top_of_dense(row, histories, k),
-        top_of_sparse(sp.csr_array(row), histories, k),
+        top_of_sparse(SparseRows.of(sp.csr_array(row)), histories, k),
     ):
         assert [item for item in items[0] if item >= 0] == expected
         assert scores[0][: len(expected)].tolist() == [values[item] for item in expected]
+
+
+def test_sparse_scores_are_found_like_dense_ones():
+    dense = np.array([[0, 2, 0, -1, 3], [0, 0, 0, 0, 0]], np.float32)
+    candidates = np.array([[4, 0, -1, 3], [1, 2, -1, -1]], np.int32)
+    expected = [[3, 0, 0, -1], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(gather(dense, candidates), expected)
+    sparse = SparseRows.of(sp.csr_array(dense))
+    np.testing.assert_array_equal(gather_sparse(sparse, candidates), expected)

@@ -54,9 +54,18 @@ def test_all_sources_are_fitted(pipeline):
         "item-knn",
         "ease",
         "transitions",
+        "ials",
         "bm25",
         "semantic",
     }
+
+
+def test_retrieval_alone_needs_no_catalogue(directory, pipeline, histories):
+    alone = Pipeline.load(directory, stages=frozenset({Stage.RETRIEVER}))
+    embedded = pipeline.embed(histories)
+    np.testing.assert_array_equal(alone.retrieve(embedded).items, pipeline.retrieve(embedded).items)
+    with pytest.raises(AssertionError, match="loaded for retrieval alone"):
+        _ = alone.catalogue
 
 
 def test_lists_are_ordered_explained_and_new(pipeline, histories):

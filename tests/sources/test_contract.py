@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
+from fusionrec.retrieval.index import IndexConfig
 from fusionrec.sources.bm25 import BM25
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.ials import IALS, IALSConfig
@@ -26,10 +27,14 @@ PERSONAL = [
     ItemItem(ItemItemConfig(learner=Transitions())),
     IALS(IALSConfig(factors=2, regularisation=0.1)),
     BM25(),
-    Semantic(),
+    *(Semantic(IndexConfig(kind=kind)) for kind in ("flat", "hnsw", "ivf", "ivfpq")),
 ]
 SOURCES = [Popularity(), *PERSONAL]
-name = lambda source: source.name  # noqa: E731
+
+
+def name(source):
+    kind = getattr(source.config, "kind", None)
+    return f"{source.name}-{kind}" if kind else source.name
 
 
 def checkerboard() -> TrainingData:

@@ -41,7 +41,8 @@ class Manifest(Config):
     pipeline: dict[str, Any]
     """The configuration of the pipeline, as in its ``pipeline.json``."""
     metrics: dict[str, Any] = Field(default_factory=dict)
-    """What was measured on validation and test, as in the pipeline's ``metrics.json``."""
+    """What was measured on validation and test, as in the pipeline's ``metrics.json``; under
+    ``indexes``, of each source that searches vectors, how and with which recall."""
     files: tuple[FileEntry, ...]
     """All files but the manifest itself, ordered by path."""
 

@@ -101,6 +101,8 @@ class BundleStore:
         """
         document = read_json(pipeline / "pipeline.json", required=True)
         metrics = read_json(pipeline / "metrics.json", required=False)
+        if indexes := _indexes(pipeline, document):
+            metrics["indexes"] = indexes
         files = _publishable(pipeline)
         with self._lock(), _disk_errors(self.directory):
             self._clean()
@@ -242,6 +244,13 @@ def read_json(path: Path, *, required: bool) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BundleError(f"{path} must hold a JSON object; fit the pipeline again")
     return document
+
+
+def _indexes(pipeline: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """Source → what was measured of its vector index, where it has one."""
+    places = {name: pipeline / "sources" / name for name in document.get("sources", ())}
+    found = {n: read_json(place / "index.json", required=False) for n, place in places.items()}
+    return {name: index for name, index in found.items() if index}
 
 
 def _publishable(pipeline: Path) -> list[str]:

@@ -1,53 +1,258 @@
 """Vector index: the nearest items of a query vector, by inner product.
 
-Exact (FAISS flat). Scores do not depend on who else is in the batch: FAISS is kept from switching
-to matrix products for larger batches, whose last bits differ, because the endpoint and the offline
-evaluation batch differently and must agree.
+Small catalogues are searched exactly (FAISS flat). Larger ones by an approximate index of FAISS
+(:mod:`fusionrec.retrieval.approximate`), whose recall is measured when it is built. Which, is
+chosen by size and memory budget unless the settings say so.
+
+Either way scores do not depend on who else is in the batch, because the endpoint and the offline
+evaluation batch differently and must agree: what FAISS finds is scored once more, one query at a
+time, by the same arithmetic that scores the candidates of other sources.
+
+Shape legend: B queries, I items, C candidates, K items returned, D dimensions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, TypeAlias
+
 import faiss
 import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
 
+from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
+from fusionrec.errors import BundleError
 
-_NEVER = 2**31 - 1
+Kind: TypeAlias = Literal["flat", "hnsw", "ivf", "ivfpq"]
+Stored: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+RECALL_AT = 100
+"""Length of the lists whose recall is measured."""
+REPORT = "index.json"
+VECTORS = "vectors.npy"
+
+_GEMM_FROM = 4
+"""Queries from which FAISS multiplies matrices instead of vectors."""
+_ROUNDING = 4e-6
+"""Bound on how far two float32 orders of summation are apart, in units of ‖query‖ · ‖vector‖."""
+_SPARE = 32
+"""Places beyond those asked for that are looked at, in case of ties."""
 
 
-class VectorIndex:
+class IndexConfig(Config):
+    """How the items nearest to a vector are found."""
+
+    kind: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "auto"
+    """flat: exact; hnsw, ivf, ivfpq: approximate, each smaller and slower than the one before;
+    auto: flat up to flat_up_to items, beyond that the first of the others that fits max_bytes."""
+    flat_up_to: int = Field(default=20_000, ge=1)
+    """Items up to which auto searches exactly."""
+    max_bytes: int = Field(default=1 << 30, ge=1)
+    """What auto lets an approximate index take in memory, its vectors on disk not counted."""
+    recall: float = Field(default=0.95, gt=0, le=1)
+    """Share of the exact nearest 100 that an approximate index must find: the least search effort
+    that does is chosen when it is built."""
+    seed: int = Field(default=0, ge=0)
+    """Of the clusters, and of the sample that recall is measured on."""
+
+
+class IndexReport(Config):
+    """What is known of an index that was built; ``index.json`` beside it."""
+
+    kind: Kind
+    num_items: int
+    """Items that can be found: those with a vector other than zero."""
+    dimension: int
+    """D."""
+    num_bytes: int
+    """Of what a search reads, the vectors of approximate kinds not counted."""
+    effort: int | None = None
+    """Nodes kept in sight (hnsw: efSearch) or clusters visited (ivf, ivfpq: nprobe)."""
+    recall: dict[str, float]
+    """Recall of the nearest 100, by kind of query: the vectors of histories, those of items."""
+    num_queries: int = 0
+    """Of each kind."""
+
+
+class VectorIndex(Protocol):
     """Inner-product search over [I, D] vectors."""
 
-    def __init__(self, vectors: FloatArray) -> None:
-        self._vectors = vectors
-        self._index = faiss.IndexFlatIP(vectors.shape[1])
-        self._index.add(np.ascontiguousarray(vectors))
-        faiss.cvar.distance_compute_blas_threshold = _NEVER
+    @property
+    def report(self) -> IndexReport:
+        """What was built."""
+        ...
 
-    def search(self, queries: FloatArray, k: int) -> tuple[CodeArray, FloatArray]:
-        """[B, K] the best items of each of [B, D] queries, ties to the lower code; −1 beyond I."""
-        scores, codes = self._index.search(np.ascontiguousarray(queries), k)
-        order = np.lexsort((codes, -scores), axis=1)
-        codes, scores = np.take_along_axis(codes, order, 1), np.take_along_axis(scores, order, 1)
-        return codes.astype(np.int32), np.where(codes < 0, 0, scores).astype(np.float32)
+    @property
+    def vectors(self) -> Stored:
+        """[I, D] what is searched, as it is stored."""
+        ...
 
     def top_unseen(
         self, queries: FloatArray, histories: Histories, k: int
     ) -> tuple[CodeArray, FloatArray]:
-        """[B, K] as :meth:`search`: positive scores only, without the items of each history."""
-        items = np.full((len(histories), k), -1, dtype=np.int32)
-        values = np.zeros((len(histories), k), dtype=np.float32)
-        # The history's own items are found too, and dropped: ask for so many more.
-        found, scores = self.search(queries, k + int(histories.lengths.max(initial=0)))
-        for row in range(len(histories)):
-            new = (found[row] >= 0) & (scores[row] > 0)
-            new &= ~np.isin(found[row], histories.row(row))
-            best = found[row][new][:k]
-            items[row, : len(best)] = best
-            values[row, : len(best)] = scores[row][new][:k]
-        return items, values
+        """[B, K] codes and scores of the best items of each of [B, D] queries.
+
+        Only positive scores, without the items of each history; ties to the lower code, −1 behind.
+        """
+        ...
 
     def score(self, query: FloatArray, codes: CodeArray) -> FloatArray:
         """[C] inner products of one [D] query with the items ``codes``; 0 where a code is −1."""
-        products = np.einsum("cd,d->c", self._vectors[np.maximum(codes, 0)], query)
-        return np.where(codes >= 0, products, 0).astype(np.float32)
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write vectors, index and report into ``directory``."""
+        ...
+
+
+def build(
+    vectors: FloatArray,
+    config: IndexConfig,
+    queries: Callable[[int], FloatArray | None] = lambda _: None,
+) -> VectorIndex:
+    """Index [I, D] ``vectors`` as ``config`` says.
+
+    Args:
+        vectors: may be memory-mapped; a row of zeros is an item that is never found.
+        config: the settings.
+        queries: given a number, so many vectors that will be asked about, or fewer; what an
+            approximate index is tuned on, besides vectors of items. Only called for such an index.
+    """
+    kind = choose(config, *vectors.shape)
+    if kind == "flat":
+        return FlatIndex(vectors)
+    from fusionrec.retrieval.approximate import ApproximateIndex
+
+    return ApproximateIndex.build(vectors, kind, config, queries)
+
+
+def choose(config: IndexConfig, num_items: int, dimension: int) -> Kind:
+    """The kind of index for so many vectors."""
+    if config.kind != "auto":
+        return config.kind
+    if num_items <= config.flat_up_to:
+        return "flat"
+    from fusionrec.retrieval.approximate import expected_bytes
+
+    kinds: tuple[Kind, ...] = ("hnsw", "ivf")
+    for kind in kinds:
+        if expected_bytes(kind, num_items, dimension) <= config.max_bytes:
+            return kind
+    return "ivfpq"
+
+
+def load(directory: Path) -> VectorIndex:
+    """What :meth:`VectorIndex.save` wrote, memory-mapped.
+
+    Raises:
+        BundleError: the report cannot be read.
+    """
+    path = directory / REPORT
+    try:
+        report = IndexReport.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BundleError(f"{path} cannot be read: fit the pipeline again") from error
+    if report.kind == "flat":
+        return FlatIndex.load(directory)
+    from fusionrec.retrieval.approximate import ApproximateIndex
+
+    return ApproximateIndex.load(directory, report)
+
+
+class FlatIndex:
+    """Exact search. Memory: 4 · I · D bytes, which a query reads and a batch reads once."""
+
+    def __init__(self, vectors: FloatArray) -> None:
+        self.vectors = vectors
+        self._index = faiss.IndexFlatIP(vectors.shape[1])
+        self._index.add(np.ascontiguousarray(vectors))
+        faiss.cvar.distance_compute_blas_threshold = _GEMM_FROM
+        self._longest = float(np.sqrt(np.einsum("id,id->i", vectors, vectors).max(initial=0)))
+
+    @property
+    def report(self) -> IndexReport:
+        """Recall is 1 by construction."""
+        num_items, dimension = self.vectors.shape
+        return IndexReport(
+            kind="flat",
+            num_items=num_items,
+            dimension=dimension,
+            num_bytes=4 * num_items * dimension,
+            recall={"histories": 1.0, "items": 1.0},
+        )
+
+    def top_unseen(
+        self, queries: FloatArray, histories: Histories, k: int
+    ) -> tuple[CodeArray, FloatArray]:
+        """See :class:`VectorIndex`.
+
+        FAISS rounds differently for larger batches. So its scores only say which items may be among
+        the best; as many as are needed to be sure of that are scored again.
+        """
+        # The history's own items are found too, and dropped: ask for so many more.
+        needed = np.minimum(k + histories.lengths, len(self.vectors))
+        slack = _ROUNDING * self._longest * np.linalg.norm(queries, axis=1)
+        scores, codes = self._search(queries, needed, slack)
+        items, values = empty(len(histories), k)
+        for row, query in enumerate(queries):
+            edge = scores[row, needed[row] - 1] - 2 * slack[row]
+            found = codes[row][scores[row] >= max(edge, -slack[row])]
+            found = found[~np.isin(found, histories.row(row))]
+            best(items[row], values[row], found.astype(np.int32), self.score(query, found))
+        return items, values
+
+    def _search(self, queries: FloatArray, needed: Any, slack: Any) -> tuple[Any, Any]:
+        """[B, depth] scores and codes, deep enough to hold whatever may be among ``needed`` [B]."""
+        num_items, rows = len(self.vectors), np.arange(len(queries))
+        depth = min(int(needed.max(initial=1)) + _SPARE, num_items)
+        while True:
+            scores, codes = self._index.search(np.ascontiguousarray(queries), depth)
+            last, edge = scores[:, -1], scores[rows, needed - 1]
+            # Sure once the last found is below what is wanted, negative, or of a zero query.
+            sure = (last < edge - 2 * slack) | (last < -slack) | (slack == 0)
+            if depth == num_items or sure.all():
+                return scores, codes
+            depth = min(2 * depth, num_items)
+
+    def score(self, query: FloatArray, codes: CodeArray) -> FloatArray:
+        """See :class:`VectorIndex`."""
+        return products(self.vectors, query, codes)
+
+    def save(self, directory: Path) -> None:
+        """Write ``vectors.npy`` and ``index.json``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        np.save(directory / VECTORS, self.vectors, allow_pickle=False)
+        write_report(directory, self.report)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Memory-map the vectors and index them."""
+        return cls(np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False))
+
+
+def write_report(directory: Path, report: IndexReport) -> None:
+    """Write ``index.json``."""
+    (directory / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def products(vectors: Stored, query: FloatArray, codes: CodeArray) -> FloatArray:
+    """[C] inner products of one query with the vectors of ``codes``; 0 where a code is −1."""
+    rows = vectors[np.maximum(codes, 0)].astype(np.float32, copy=False)
+    # Not @: BLAS adds in an order that depends on how many rows there are.
+    return np.where(codes >= 0, np.einsum("cd,d->c", rows, query), 0).astype(np.float32)
+
+
+def empty(num_rows: int, k: int) -> tuple[CodeArray, FloatArray]:
+    """Codes and scores of ``num_rows`` lists without an item."""
+    return np.full((num_rows, k), -1, dtype=np.int32), np.zeros((num_rows, k), dtype=np.float32)
+
+
+def best(items: CodeArray, values: FloatArray, codes: CodeArray, scores: FloatArray) -> None:
+    """Fill one list [K] with the best of ``codes``, ties to the lower; only positive scores."""
+    order = np.lexsort((codes, -scores))[: len(items)]
+    order = order[scores[order] > 0]
+    items[: len(order)] = codes[order]
+    values[: len(order)] = scores[order]

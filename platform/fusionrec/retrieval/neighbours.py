@@ -1,24 +1,20 @@
 """Item–item models in their one representation: a sparse matrix of each item's top-n neighbours.
 
-Kept in CSR as three flat arrays, memory-mapped by every process that loads it. Row *i* says how
-much an event of item *i* in a history speaks for each other item, so that scoring a batch is one
-sparse product: ``scores = profiles @ neighbours``.
+Row *i* says how much an event of item *i* in a history speaks for each other item, so that scoring
+a history is a weighted sum of the rows of its items.
 
 Shape legend: B histories, I items, C candidates, K items returned.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
-
-CSR: TypeAlias = sp.csr_array
+from fusionrec.retrieval.rows import CSR, SparseRows
 
 _BLOCK_ENTRIES = 8_000_000
 """Dense scores held at once (32 MB)."""
@@ -26,71 +22,41 @@ _DENSE = 0.02
 """Share of entries above which dense blocks are faster to cut than sorting the entries."""
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """[I, I] float32 weights, at most n a row."""
+def top_neighbours(matrix: CSR, count: int) -> SparseRows:
+    """The ``count`` entries of largest magnitude of each row."""
+    matrix = sp.csr_array(matrix, dtype=np.float32)
+    if matrix.nnz > _DENSE * matrix.shape[0] * matrix.shape[1]:
+        return top_neighbours_dense(matrix, count)
+    matrix.sort_indices()
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -np.abs(matrix.data), rows))
+    rank = np.arange(len(order)) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
+    keep = np.sort(order[(rank < count) & (matrix.data[order] != 0)])
+    return _rows(matrix.data[keep], matrix.indices[keep], rows[keep], matrix.shape[0])
 
-    matrix: CSR
 
-    @classmethod
-    def top(cls, matrix: CSR, count: int) -> Self:
-        """The ``count`` entries of largest magnitude of each row."""
-        matrix = sp.csr_array(matrix, dtype=np.float32)
-        if matrix.nnz > _DENSE * matrix.shape[0] * matrix.shape[1]:
-            return cls.top_dense(matrix, count)
-        matrix.sort_indices()
-        rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-        order = np.lexsort((matrix.indices, -np.abs(matrix.data), rows))
-        rank = np.arange(len(order)) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
-        keep = np.sort(order[(rank < count) & (matrix.data[order] != 0)])
-        return cls._of(matrix.data[keep], matrix.indices[keep], rows[keep], matrix.shape[0])
+def top_neighbours_dense(matrix: Any, count: int) -> SparseRows:
+    """As :func:`top_neighbours`, for a sparse or dense matrix with few zeros, in blocks of rows."""
+    num_items = matrix.shape[0]
+    count = min(count, num_items)
+    block = max(1, _BLOCK_ENTRIES // max(num_items, 1))
+    parts = []
+    for start in range(0, num_items, block):
+        rows = matrix[start : start + block]
+        values = rows if isinstance(rows, np.ndarray) else rows.toarray()
+        columns = np.argpartition(-np.abs(values), count - 1, axis=1)[:, :count]
+        columns.sort(axis=1)
+        values = np.take_along_axis(values, columns, axis=1)
+        row, column = np.nonzero(values)
+        parts.append((values[row, column], columns[row, column], row + start))
+    data, indices, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _rows(data, indices, positions, num_items)
 
-    @classmethod
-    def top_dense(cls, matrix: Any, count: int) -> Self:
-        """As :meth:`top`, for a sparse or dense matrix with few zeros, in dense blocks of rows."""
-        num_items = matrix.shape[0]
-        count = min(count, num_items)
-        block = max(1, _BLOCK_ENTRIES // max(num_items, 1))
-        parts = []
-        for start in range(0, num_items, block):
-            rows = matrix[start : start + block]
-            values = rows if isinstance(rows, np.ndarray) else rows.toarray()
-            columns = np.argpartition(-np.abs(values), count - 1, axis=1)[:, :count]
-            columns.sort(axis=1)
-            values = np.take_along_axis(values, columns, axis=1)
-            row, column = np.nonzero(values)
-            parts.append((values[row, column], columns[row, column], row + start))
-        data, indices, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return cls._of(data, indices, positions, num_items)
 
-    @classmethod
-    def _of(cls, data: Any, indices: Any, rows: Any, num_items: int) -> Self:
-        indptr = np.zeros(num_items + 1, dtype=np.int64)
-        np.cumsum(np.bincount(rows, minlength=num_items), out=indptr[1:])
-        matrix = sp.csr_array(
-            (data.astype(np.float32), indices.astype(np.int32), indptr),
-            shape=(num_items, num_items),
-        )
-        return cls(matrix)
-
-    def save(self, directory: Path) -> None:
-        """Write ``data.npy``, ``indices.npy`` and ``indptr.npy``."""
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in ("data", "indices", "indptr"):
-            np.save(directory / f"{name}.npy", getattr(self.matrix, name), allow_pickle=False)
-
-    @classmethod
-    def load(cls, directory: Path) -> Self:
-        """Memory-map what :meth:`save` wrote."""
-        data, indices, indptr = (
-            np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("data", "indices", "indptr")
-        )
-        matrix = sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, len(indptr) - 1))
-        return cls(matrix)
-
-    def __len__(self) -> int:
-        return int(self.matrix.shape[0])
+def _rows(data: Any, indices: Any, rows: Any, num_items: int) -> SparseRows:
+    indptr = np.zeros(num_items + 1, dtype=np.int64)
+    np.cumsum(np.bincount(rows, minlength=num_items), out=indptr[1:])
+    return SparseRows(data.astype(np.float32), indices.astype(np.int32), indptr, num_items)
 
 
 def profiles(histories: Histories, weights: FloatArray, num_items: int) -> CSR:
@@ -104,13 +70,7 @@ def profiles(histories: Histories, weights: FloatArray, num_items: int) -> CSR:
     return matrix
 
 
-def blocks(count: int, num_items: int) -> list[tuple[int, int]]:
-    """``(start, stop)`` of blocks of histories whose dense scores fit ``_BLOCK_ENTRIES``."""
-    size = max(1, _BLOCK_ENTRIES // max(num_items, 1))
-    return [(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def top_of_sparse(scores: CSR, histories: Histories, k: int) -> tuple[CodeArray, FloatArray]:
+def top_of_sparse(scores: SparseRows, histories: Histories, k: int) -> tuple[CodeArray, FloatArray]:
     """[B, K] items and scores: the best positive entries of each row, history items left out.
 
     Ties go to the lower code. Cost: a partial sort of each row's entries.
@@ -120,7 +80,9 @@ def top_of_sparse(scores: CSR, histories: Histories, k: int) -> tuple[CodeArray,
     for row in range(len(histories)):
         entries = slice(scores.indptr[row], scores.indptr[row + 1])
         codes, data = scores.indices[entries], scores.data[entries]
-        keep = (data > 0) & ~np.isin(codes, histories.row(row))
+        keep = data > 0
+        place, found = _find(codes, histories.row(row))
+        keep[place[found]] = False
         best, value = _top(codes[keep], data[keep], k)
         items[row, : len(best)] = best
         values[row, : len(best)] = value
@@ -154,3 +116,21 @@ def gather(scores: FloatArray, candidates: CodeArray) -> FloatArray:
     """[B, C] entries of dense [B, I] ``scores`` at ``candidates``; 0 where a candidate is −1."""
     taken = np.take_along_axis(scores, np.maximum(candidates, 0), axis=1)
     return np.where(candidates >= 0, taken, np.float32(0)).astype(np.float32)
+
+
+def gather_sparse(scores: SparseRows, candidates: CodeArray) -> FloatArray:
+    """As :func:`gather`, of sparse rows."""
+    result = np.zeros(candidates.shape, dtype=np.float32)
+    for row in range(len(candidates)):
+        entries = slice(scores.indptr[row], scores.indptr[row + 1])
+        place, found = _find(scores.indices[entries], candidates[row])
+        result[row, found] = scores.data[entries][place[found]]
+    return result
+
+
+def _find(codes: CodeArray, wanted: CodeArray) -> tuple[Any, Any]:
+    """Where in the ascending ``codes`` each of ``wanted`` would be, and whether it is there."""
+    place = np.searchsorted(codes, wanted)
+    found = place < len(codes)
+    found[found] = codes[place[found]] == wanted[found]
+    return place, found

@@ -5,17 +5,18 @@ the BM25 of Lucene (Kamphuis et al. 2020), which is linear in the query's words:
 
     score(h, c) = Σ_e recency ** age(e) · Σ_{w ∈ words(item(e))} bm25(w, c)   + the same for a wish
 
-bm25s splits, stems nothing, and computes the weights; scoring is a sparse product over them. A
-category is a word of its own besides the words in its name, so a catalogue that has nothing but
-attributes is served too.
+bm25s splits, stems nothing, and computes the weights; scoring adds up the postings of the query's
+words. A category is a word of its own besides the words in its name, so a catalogue that has
+nothing but attributes is served too. In a large catalogue a common word has more postings than all
+others of a query together, and says least: ``query_postings`` bounds what a query reads.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import bm25s
 import numpy as np
@@ -25,8 +26,9 @@ from pydantic import Field
 from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
-from fusionrec.retrieval.neighbours import CSR, blocks, gather, profiles, top_of_sparse
-from fusionrec.sources.protocol import Ranked, TrainingData
+from fusionrec.retrieval.rows import SparseRows, stack, total
+from fusionrec.sources.answers import scored
+from fusionrec.sources.protocol import Answer, Ranked, TrainingData
 
 
 class BM25Config(Config):
@@ -42,6 +44,9 @@ class BM25Config(Config):
     """How many of the newest items make up the query."""
     query_words: int = Field(default=32, ge=1)
     """Rarest words of an item that enter a query; bounds the cost of long descriptions."""
+    query_postings: int = Field(default=200_000, ge=1)
+    """Postings, pairs of a word and an item that has it, that a query reads at most, those of the
+    rarest words first; bounds the cost of common words in large catalogues."""
 
 
 class BM25:
@@ -53,8 +58,8 @@ class BM25:
         self,
         config: BM25Config | None = None,
         vocabulary: dict[str, int] | None = None,
-        words: CSR | None = None,
-        queries: CSR | None = None,
+        words: SparseRows | None = None,
+        queries: SparseRows | None = None,
     ) -> None:
         self.config = config or BM25Config()
         self._vocabulary = vocabulary or {}
@@ -72,9 +77,8 @@ class BM25:
         index.index((ids, vocabulary), show_progress=False, create_empty_token=False)
         shape = (len(vocabulary), data.num_items)
         scores = index.scores
-        words: CSR = sp.csr_array(
-            (scores["data"].astype(np.float32), scores["indices"], scores["indptr"]), shape
-        )
+        parts = (scores["data"], scores["indices"], scores["indptr"])
+        words = SparseRows.of(sp.csr_array(parts, shape))
         rarity = np.diff(words.indptr)
         asked = [
             sorted(set(item), key=lambda word: (rarity[word], word))[: self.config.query_words]
@@ -82,26 +86,28 @@ class BM25:
         ]
         return type(self)(self.config, vocabulary, words, _bags(asked, len(vocabulary)))
 
+    def ask(self, histories: Histories) -> Answer:
+        """Add up the postings of the words of each query."""
+        words, _ = self._fitted
+        bags = [self._rarest(*bag) for bag in self._queried(histories)]
+        offsets = np.cumsum([0, *(len(rows) for rows, _ in bags)])
+        rows = np.concatenate([np.empty(0, np.int32), *(rows for rows, _ in bags)])
+        weights = np.concatenate([np.empty(0, np.float32), *(weights for _, weights in bags)])
+        return scored(histories, words.sums(offsets, rows, weights))
+
     def top(self, histories: Histories, k: int) -> Ranked:
         """The best ``k`` items of each history."""
-        return Ranked(*top_of_sparse(self._scores(histories), histories, k))
+        return self.ask(histories).top(k)
 
     def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
         """[B, C] scores of ``candidates``."""
-        words, _ = self._fitted
-        result = np.zeros(candidates.shape, dtype=np.float32)
-        for start, stop in blocks(len(histories), words.shape[1]):
-            scores = self._scores(histories.slice(start, stop)).toarray()
-            result[start:stop] = gather(scores, candidates[start:stop])
-        return result
+        return self.ask(histories).score(candidates)
 
     def save(self, directory: Path) -> None:
         """Write ``config.json``, ``vocabulary.json`` and the two matrices as npy files."""
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, matrix in zip(("words", "queries"), self._fitted, strict=True):
-            for part in ("data", "indices", "indptr"):
-                path = directory / f"{name}.{part}.npy"
-                np.save(path, getattr(matrix, part), allow_pickle=False)
+        words, queries = self._fitted
+        words.save(directory, "words.")
+        queries.save(directory, "queries.")
         vocabulary = json.dumps(self._vocabulary, ensure_ascii=False)
         (directory / "vocabulary.json").write_text(vocabulary, encoding="utf-8")
         (directory / "config.json").write_text(self.config.model_dump_json(indent=2))
@@ -111,39 +117,51 @@ class BM25:
         """Read the settings, memory-map the matrices."""
         config = BM25Config.model_validate_json((directory / "config.json").read_bytes())
         vocabulary = json.loads((directory / "vocabulary.json").read_text(encoding="utf-8"))
-
-        def matrix(name: str) -> tuple[Any, Any, Any]:
-            data, indices, indptr = (
-                np.load(directory / f"{name}.{part}.npy", mmap_mode="r", allow_pickle=False)
-                for part in ("data", "indices", "indptr")
-            )
-            return data, indices, indptr
-
-        queries = matrix("queries")
-        shape = (len(queries[2]) - 1, len(vocabulary))
-        return cls(
-            config,
-            vocabulary,
-            sp.csr_array(matrix("words"), shape=shape[::-1]),
-            sp.csr_array(queries, shape=shape),
-        )
+        queries = SparseRows.load(directory, "queries.", width=len(vocabulary))
+        words = SparseRows.load(directory, "words.", width=len(queries))
+        return cls(config, vocabulary, words, queries)
 
     @property
-    def _fitted(self) -> tuple[CSR, CSR]:
+    def _fitted(self) -> tuple[SparseRows, SparseRows]:
         assert self._words is not None
         assert self._queries is not None
         return self._words, self._queries
 
-    def _scores(self, histories: Histories) -> CSR:
-        words, queries = self._fitted
+    def _queried(self, histories: Histories) -> Iterator[tuple[CodeArray, FloatArray]]:
+        """The words that each history asks with, and their weights."""
+        _, queries = self._fitted
         newest = histories.newest(self.config.history_items)
         weights = (self.config.recency**newest.ages).astype(np.float32)
-        bags = profiles(newest, weights, queries.shape[0]) @ queries
-        if histories.texts is not None and any(histories.texts):
-            wishes = _split([text or "" for text in histories.texts])
-            known = [[self._vocabulary[w] for w in ws if w in self._vocabulary] for ws in wishes]
-            bags = bags + _bags(known, len(self._vocabulary))
-        return sp.csr_array(bags @ words)
+        wishes = self._wishes(histories)
+        for row in range(len(histories)):
+            events = slice(newest.offsets[row], newest.offsets[row + 1])
+            words, values = queries.entries(newest.items[events], weights[events])
+            wish = wishes[row]
+            yield total(
+                np.concatenate([words, wish]),
+                np.concatenate([values, np.ones(len(wish), dtype=np.float32)]),
+            )
+
+    def _wishes(self, histories: Histories) -> list[CodeArray]:
+        """The known words of each history's free text."""
+        texts = histories.texts
+        if texts is None or not any(texts):
+            return [np.empty(0, np.int32)] * len(histories)
+        known = self._vocabulary
+        return [
+            np.array([known[word] for word in words if word in known], dtype=np.int32)
+            for words in _split([text or "" for text in texts])
+        ]
+
+    def _rarest(self, words: CodeArray, weights: FloatArray) -> tuple[CodeArray, FloatArray]:
+        """The rarest ``words``, at least one of them, whose postings may be read."""
+        lengths = self._fitted[0].lengths_of(words)
+        if lengths.sum() <= self.config.query_postings:
+            return words, weights
+        order = np.argsort(lengths, kind="stable")
+        count = np.count_nonzero(np.cumsum(lengths[order]) <= self.config.query_postings)
+        keep = np.sort(order[: max(count, 1)])
+        return words[keep], weights[keep]
 
 
 def _split(texts: Sequence[str]) -> list[list[str]]:
@@ -164,9 +182,6 @@ def _tokens(catalogue: Catalogue) -> list[list[str]]:
     ]
 
 
-def _bags(ids: Sequence[Sequence[int]], num_words: int) -> CSR:
-    indptr = np.zeros(len(ids) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in ids], out=indptr[1:])
-    indices = np.fromiter((word for row in ids for word in row), dtype=np.int32)
-    data = np.ones(len(indices), dtype=np.float32)
-    return sp.csr_array((data, indices, indptr), shape=(len(ids), num_words))
+def _bags(ids: Sequence[Sequence[int]], num_words: int) -> SparseRows:
+    rows = [np.array(row, dtype=np.int32) for row in ids]
+    return stack([total(row, np.ones(len(row), dtype=np.float32)) for row in rows], num_words)

@@ -15,7 +15,8 @@ from pydantic import Field
 
 from fusionrec.config import Config
 from fusionrec.errors import DataError
-from fusionrec.retrieval.neighbours import Neighbours, profiles
+from fusionrec.retrieval.neighbours import profiles, top_neighbours, top_neighbours_dense
+from fusionrec.retrieval.rows import SparseRows
 from fusionrec.sources.protocol import TrainingData
 
 
@@ -29,7 +30,7 @@ class EASE(Config):
     """Items with training events above which the dense solve is refused: it takes
     4 · items² bytes and a third of items³ multiplications, twice."""
 
-    def learn(self, data: TrainingData, neighbours: int) -> Neighbours:
+    def learn(self, data: TrainingData, neighbours: int) -> SparseRows:
         """Solve, over the items that have training events.
 
         Raises:
@@ -57,9 +58,9 @@ class EASE(Config):
         _mirror_lower(weights)
         weights /= -np.diag(weights).copy()
         weights[np.diag_indices_from(weights)] = 0
-        small = Neighbours.top_dense(weights, neighbours).matrix.tocoo()
+        small = top_neighbours_dense(weights, neighbours).matrix.tocoo()
         full = type(small)((small.data, (warm[small.row], warm[small.col])), 2 * (data.num_items,))
-        return Neighbours.top(full.tocsr(), neighbours)
+        return top_neighbours(full.tocsr(), neighbours)
 
 
 def _mirror_lower(matrix: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> None:

@@ -19,9 +19,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import scipy.linalg
 import scipy.sparse as sp
 from pydantic import Field
@@ -29,9 +30,13 @@ from threadpoolctl import ThreadpoolController
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
-from fusionrec.retrieval.index import VectorIndex
-from fusionrec.retrieval.neighbours import CSR, profiles
+from fusionrec.retrieval.index import IndexConfig, Stored, VectorIndex, build, load
+from fusionrec.retrieval.neighbours import profiles
+from fusionrec.retrieval.rows import CSR
+from fusionrec.sources.answers import Nearest
 from fusionrec.sources.protocol import Ranked, TrainingData
+
+RealArray: TypeAlias = npt.NDArray[np.float64]
 
 
 class IALSConfig(Config):
@@ -49,6 +54,7 @@ class IALSConfig(Config):
     """Sweeps over users and items."""
     seed: int = 0
     """Of the vectors that the sweeps start from."""
+    index: IndexConfig = IndexConfig()
 
 
 class IALS:
@@ -57,14 +63,14 @@ class IALS:
     name = "ials"
 
     def __init__(
-        self, config: IALSConfig | None = None, item_factors: FloatArray | None = None
+        self,
+        config: IALSConfig | None = None,
+        index: VectorIndex | None = None,
+        gram: RealArray | None = None,
     ) -> None:
         self.config = config or IALSConfig()
-        self._factors = item_factors
-        if item_factors is not None:
-            self._index = VectorIndex(item_factors)
-            gram = item_factors.T.astype(np.float64) @ item_factors
-            self._prior = gram + self.config.regularisation * np.eye(len(gram))
+        self._index = index
+        self._gram = gram
 
     def fit(self, data: TrainingData) -> Self:
         """Alternate. Cost: iterations · (events · factors² + (users + items) · factors³) at most.
@@ -88,59 +94,68 @@ class IALS:
             model.fit(sp.csr_matrix(matrix), show_progress=False)  # it knows no sparse arrays
         factors = np.ascontiguousarray(model.item_factors, dtype=np.float32)
         factors[np.bincount(histories.items, minlength=data.num_items) == 0] = 0
-        return type(self)(config, factors)
+        gram = np.asarray(factors.T @ factors, dtype=np.float64)
+
+        def folded_in(count: int) -> FloatArray:
+            chosen = np.random.default_rng(config.index.seed).permutation(len(histories))[:count]
+            return self._fold_in(histories.take(np.sort(chosen)), factors, gram)
+
+        return type(self)(config, build(factors, config.index, folded_in), gram)
+
+    def ask(self, histories: Histories) -> Nearest:
+        """Fold the histories in, and search with their vectors."""
+        assert self._index is not None, "ials is not fitted"
+        assert self._gram is not None
+        queries = self._fold_in(histories, self._index.vectors, self._gram)
+        return Nearest(histories, self._index, queries)
 
     def top(self, histories: Histories, k: int) -> Ranked:
-        """The best ``k`` items by inner product, exactly; nothing for an empty history."""
-        return Ranked(*self._index.top_unseen(self.fold_in(histories), histories, k))
+        """The best ``k`` items by inner product; nothing for an empty history."""
+        return self.ask(histories).top(k)
 
     def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
         """[B, C] inner products of ``candidates``."""
-        vectors = self.fold_in(histories)
-        rows = [self._index.score(*pair) for pair in zip(vectors, candidates, strict=True)]
-        return np.array(rows, dtype=np.float32).reshape(candidates.shape)
+        return self.ask(histories).score(candidates)
 
-    def fold_in(self, histories: Histories) -> FloatArray:
+    def _fold_in(self, histories: Histories, factors: Stored, gram: RealArray) -> FloatArray:
         """[B, factors] vectors of ``histories``; zeros where nothing is known of any item.
 
         One history at a time, so that its vector does not depend on who else is in the batch.
         Cost of each: events · factors² + factors³ / 3.
         """
-        factors = self._fitted
         extra = self._extra(histories, len(factors))
-        vectors = np.zeros((len(histories), factors.shape[1]), dtype=np.float32)
+        prior = gram + self.config.regularisation * np.eye(len(gram))
+        vectors = np.zeros((len(histories), len(gram)), dtype=np.float32)
         with _one_blas_thread():  # for systems this small, starting threads takes ten times as long
             for row in range(len(histories)):
                 entries = slice(extra.indptr[row], extra.indptr[row + 1])
                 items = factors[extra.indices[entries]].astype(np.float64)
                 weight = extra.data[entries, None]
                 if items.any():
-                    system = self._prior + (weight * items).T @ items
+                    system = prior + (weight * items).T @ items
                     target = ((1 + weight) * items).sum(axis=0)
                     vectors[row] = scipy.linalg.solve(system, target, assume_a="pos")
         return vectors
 
     def save(self, directory: Path) -> None:
-        """Write ``config.json`` and ``factors.npy``."""
-        directory.mkdir(parents=True, exist_ok=True)
-        np.save(directory / "factors.npy", self._fitted, allow_pickle=False)
+        """Write ``config.json``, ``gram.npy``, and the vectors with their index."""
+        assert self._index is not None, "ials is not fitted"
+        assert self._gram is not None
+        self._index.save(directory)
+        np.save(directory / "gram.npy", self._gram, allow_pickle=False)
         (directory / "config.json").write_text(self.config.model_dump_json(indent=2))
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read the settings, memory-map the vectors and index them."""
+        """Read the settings, memory-map the vectors and their index."""
         config = IALSConfig.model_validate_json((directory / "config.json").read_bytes())
-        return cls(config, np.load(directory / "factors.npy", mmap_mode="r", allow_pickle=False))
+        gram = np.load(directory / "gram.npy", allow_pickle=False)
+        return cls(config, load(directory), gram)
 
     def _extra(self, histories: Histories, num_items: int) -> CSR:
         """[B, I] α · w: the confidence in the items of each history beyond that in the others."""
         weights = self.config.alpha * self.config.recency**histories.ages
         return profiles(histories, weights.astype(np.float32), num_items)
-
-    @property
-    def _fitted(self) -> FloatArray:
-        assert self._factors is not None, "ials is not fitted"
-        return self._factors
 
 
 def _one_blas_thread() -> AbstractContextManager[object]:

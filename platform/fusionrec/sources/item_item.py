@@ -10,6 +10,8 @@ How ``W`` is learned is the learner's business; one file each.
 
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path
 from typing import Annotated, Self, TypeAlias
 
@@ -18,20 +20,18 @@ from pydantic import Field
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
-from fusionrec.retrieval.neighbours import (
-    CSR,
-    Neighbours,
-    blocks,
-    gather,
-    profiles,
-    top_of_sparse,
-)
+from fusionrec.retrieval.rows import SparseRows
+from fusionrec.sources.answers import scored
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.item_knn import ItemKNN
-from fusionrec.sources.protocol import Ranked, TrainingData
+from fusionrec.sources.protocol import Answer, Ranked, TrainingData
 from fusionrec.sources.transitions import Transitions
 
 Learner: TypeAlias = Annotated[EASE | ItemKNN | Transitions, Field(discriminator="kind")]
+
+
+_FELT = 1e-7
+"""Weight, relative to the newest event's, below which an event is left out."""
 
 
 class ItemItemConfig(Config):
@@ -48,7 +48,7 @@ class ItemItemConfig(Config):
 class ItemItem:
     """Scores items by their learned weights to the items of a history."""
 
-    def __init__(self, config: ItemItemConfig, neighbours: Neighbours | None = None) -> None:
+    def __init__(self, config: ItemItemConfig, neighbours: SparseRows | None = None) -> None:
         self.config = config
         self._neighbours = neighbours
 
@@ -62,17 +62,19 @@ class ItemItem:
         learned = self.config.learner.learn(data, self.config.neighbours)
         return type(self)(self.config, learned)
 
+    def ask(self, histories: Histories) -> Answer:
+        """Add up the neighbours of the items of each history."""
+        felt = histories.newest(self._reach)
+        weights = (self.config.recency**felt.ages).astype(np.float32)
+        return scored(histories, self._fitted.sums(felt.offsets, felt.items, weights))
+
     def top(self, histories: Histories, k: int) -> Ranked:
-        """The best ``k`` items of each history, by one sparse product a batch."""
-        return Ranked(*top_of_sparse(self._scores(histories), histories, k))
+        """The best ``k`` items of each history."""
+        return self.ask(histories).top(k)
 
     def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
         """[B, C] scores of ``candidates``."""
-        result = np.zeros(candidates.shape, dtype=np.float32)
-        for start, stop in blocks(len(histories), len(self._fitted)):
-            scores = self._scores(histories.slice(start, stop)).toarray()
-            result[start:stop] = gather(scores, candidates[start:stop])
-        return result
+        return self.ask(histories).score(candidates)
 
     def save(self, directory: Path) -> None:
         """Write ``config.json`` and the neighbours."""
@@ -83,13 +85,15 @@ class ItemItem:
     def load(cls, directory: Path) -> Self:
         """Read the settings, memory-map the neighbours."""
         config = ItemItemConfig.model_validate_json((directory / "config.json").read_bytes())
-        return cls(config, Neighbours.load(directory))
+        return cls(config, SparseRows.load(directory))
 
     @property
-    def _fitted(self) -> Neighbours:
+    def _fitted(self) -> SparseRows:
         assert self._neighbours is not None, f"{self.name} is not fitted"
         return self._neighbours
 
-    def _scores(self, histories: Histories) -> CSR:
-        weights = (self.config.recency**histories.ages).astype(np.float32)
-        return profiles(histories, weights, len(self._fitted)) @ self._fitted.matrix
+    @property
+    def _reach(self) -> int:
+        """How many events of a history weigh enough for a float32 sum to tell."""
+        recency = self.config.recency
+        return sys.maxsize if recency == 1 else 1 + int(math.log(_FELT) / math.log(recency))

@@ -15,7 +15,8 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from fusionrec.config import Config
-from fusionrec.retrieval.neighbours import Neighbours, profiles
+from fusionrec.retrieval.neighbours import profiles, top_neighbours
+from fusionrec.retrieval.rows import SparseRows
 from fusionrec.sources.protocol import TrainingData
 
 
@@ -30,7 +31,7 @@ class ItemKNN(Config):
     length_power: float = Field(default=0.5, ge=0, le=1)
     """Damping of users with long histories; 0 counts every user alike."""
 
-    def learn(self, data: TrainingData, neighbours: int) -> Neighbours:
+    def learn(self, data: TrainingData, neighbours: int) -> SparseRows:
         """One sparse product. Cost: Σ over users of the squared history length."""
         histories = data.histories
         ones = np.ones(len(histories.items), dtype=np.float32)
@@ -49,4 +50,4 @@ class ItemKNN(Config):
         rows = np.repeat(np.arange(data.num_items), np.diff(weights.indptr))
         damping = (counts[rows] * counts[weights.indices]) ** self.power
         weights.data /= damping + self.shrinkage
-        return Neighbours.top(weights, neighbours)
+        return top_neighbours(weights, neighbours)

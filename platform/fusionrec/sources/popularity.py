@@ -6,10 +6,13 @@
 end of the training data. The sums are kept at ``snapshots`` moments (quantiles of the training
 events' times), and a history is answered from the last moment that is not after its own, so nothing
 that happened later enters its answer. Data without times has one snapshot, of plain counts.
+
+The first items of each snapshot are kept in order, so that an answer costs no look at all items.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -18,8 +21,11 @@ from pydantic import Field
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
-from fusionrec.retrieval.neighbours import blocks, gather, top_of_dense
-from fusionrec.sources.protocol import Ranked, TrainingData
+from fusionrec.retrieval.neighbours import top_of_dense
+from fusionrec.sources.protocol import Answer, Ranked, TrainingData
+
+_HEAD = 1000
+"""Items of each snapshot that are kept in order."""
 
 
 class PopularityConfig(Config):
@@ -41,20 +47,20 @@ class Popularity:
         config: PopularityConfig | None = None,
         times: IntArray | None = None,
         scores: FloatArray | None = None,
+        head: CodeArray | None = None,
     ) -> None:
         self.config = config or PopularityConfig()
         self._times = times
         self._scores = scores
+        self._head = head
 
     def fit(self, data: TrainingData) -> Self:
         """Sum once over the events, by time. Memory: 4 · snapshots · I bytes."""
         histories = data.histories
         if not data.has_timestamps or not len(histories.items):
             counts = np.bincount(histories.items, minlength=data.num_items)
-            return type(self)(
-                self.config,
-                np.array([np.iinfo(np.int64).min]),
-                np.log1p(counts, dtype=np.float32)[None],
+            return self._of(
+                np.array([np.iinfo(np.int64).min]), np.log1p(counts, dtype=np.float32)[None]
             )
         order = np.argsort(histories.timestamps, kind="stable")
         events, items = histories.timestamps[order], histories.items[order]
@@ -71,41 +77,32 @@ class Popularity:
             running += np.bincount(items[done:stop], weights, minlength=data.num_items)
             scores[row] = np.log1p(running)
             previous, done = time, stop
-        return type(self)(self.config, times, scores)
+        return self._of(times, scores)
+
+    def ask(self, histories: Histories) -> Answer:
+        """Find the snapshot that answers each history."""
+        times, scores, head = self._fitted
+        newest = np.full(len(histories), np.iinfo(np.int64).max)
+        asked = histories.lengths > 0
+        newest[asked] = histories.timestamps[histories.offsets[1:][asked] - 1]
+        moments = np.maximum(np.searchsorted(times, newest, side="right") - 1, 0)
+        return _AtMoments(histories, moments, scores, head)
 
     def top(self, histories: Histories, k: int) -> Ranked:
         """The most popular items at the time of each history."""
-        moments, (_, scores) = self._moments(histories), self._fitted
-        items = np.full((len(histories), k), -1, dtype=np.int32)
-        values = np.zeros((len(histories), k), dtype=np.float32)
-        for moment in np.unique(moments):
-            (rows,) = np.nonzero(moments == moment)
-            asked = histories.take(rows)
-            # The history's items are among the first k + length at worst.
-            depth = k + int(asked.lengths.max(initial=0))
-            head, head_scores = top_of_dense(scores[moment][None], Histories.of([[]]), depth)
-            for row in rows.tolist():
-                new = ~np.isin(head[0], histories.row(row)) & (head[0] >= 0)
-                best = head[0][new][:k]
-                items[row, : len(best)] = best
-                values[row, : len(best)] = head_scores[0][new][:k]
-        return Ranked(items, values)
+        return self.ask(histories).top(k)
 
     def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
         """[B, C] scores of ``candidates``."""
-        _, scores = self._fitted
-        moments = self._moments(histories)
-        result = np.zeros(candidates.shape, dtype=np.float32)
-        for start, stop in blocks(len(histories), scores.shape[1]):
-            result[start:stop] = gather(scores[moments[start:stop]], candidates[start:stop])
-        return result
+        return self.ask(histories).score(candidates)
 
     def save(self, directory: Path) -> None:
-        """Write ``config.json``, ``times.npy`` and ``scores.npy``."""
+        """Write ``config.json``, ``times.npy``, ``scores.npy`` and ``head.npy``."""
         directory.mkdir(parents=True, exist_ok=True)
-        times, scores = self._fitted
+        times, scores, head = self._fitted
         np.save(directory / "times.npy", times, allow_pickle=False)
         np.save(directory / "scores.npy", scores, allow_pickle=False)
+        np.save(directory / "head.npy", head, allow_pickle=False)
         (directory / "config.json").write_text(self.config.model_dump_json(indent=2))
 
     @classmethod
@@ -114,19 +111,49 @@ class Popularity:
         return cls(
             PopularityConfig.model_validate_json((directory / "config.json").read_bytes()),
             np.load(directory / "times.npy", allow_pickle=False),
-            np.load(directory / "scores.npy", mmap_mode="r", allow_pickle=False),
+            np.load(directory / "scores.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray),
+            np.load(directory / "head.npy", allow_pickle=False),
         )
 
+    def _of(self, times: IntArray, scores: FloatArray) -> Self:
+        count = min(_HEAD, scores.shape[1])
+        rows = [top_of_dense(row[None], Histories.of([[]]), count)[0] for row in scores]
+        return type(self)(self.config, times, scores, np.concatenate(rows))
+
     @property
-    def _fitted(self) -> tuple[IntArray, FloatArray]:
+    def _fitted(self) -> tuple[IntArray, FloatArray, CodeArray]:
         assert self._times is not None
         assert self._scores is not None
-        return self._times, self._scores
+        assert self._head is not None
+        return self._times, self._scores, self._head
 
-    def _moments(self, histories: Histories) -> IntArray:
-        """[B] the snapshot that answers each history."""
-        times, _ = self._fitted
-        newest = np.full(len(histories), np.iinfo(np.int64).max)
-        asked = histories.lengths > 0
-        newest[asked] = histories.timestamps[histories.offsets[1:][asked] - 1]
-        return np.maximum(np.searchsorted(times, newest, side="right") - 1, 0)
+
+@dataclass(frozen=True, slots=True)
+class _AtMoments:
+    """B histories, each at one of T moments."""
+
+    histories: Histories
+    moments: IntArray
+    """[B]"""
+    scores: FloatArray
+    """[T, I]"""
+    head: CodeArray
+    """[T, H] the best items of each moment, −1 behind."""
+
+    def top(self, k: int) -> Ranked:
+        items = np.full((len(self.histories), k), -1, dtype=np.int32)
+        values = np.zeros((len(self.histories), k), dtype=np.float32)
+        for row, moment in enumerate(self.moments.tolist()):
+            seen, head = self.histories.row(row), self.head[moment]
+            best = head[(head >= 0) & ~np.isin(head, seen)][:k]
+            if len(best) < k and len(head) < self.scores.shape[1] and head[-1] >= 0:
+                alone, all_scores = self.histories.slice(row, row + 1), self.scores[moment][None]
+                best = top_of_dense(all_scores, alone, k)[0][0]
+                best = best[best >= 0]
+            items[row, : len(best)] = best
+            values[row, : len(best)] = self.scores[moment, best]
+        return Ranked(items, values)
+
+    def score(self, candidates: CodeArray) -> FloatArray:
+        found = self.scores[self.moments[:, None], np.maximum(candidates, 0)]
+        return np.where(candidates >= 0, found, np.float32(0)).astype(np.float32)

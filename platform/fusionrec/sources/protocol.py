@@ -5,6 +5,7 @@ Shape legend: B histories, I items of the catalogue, C candidates, K items retur
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -27,6 +28,9 @@ class TrainingData:
     item_vectors: FloatArray | None = None
     """[I, D] L2-normalised text vectors of the items, where there is an encoder; a row of zeros for
     an item without text."""
+    history_vectors: Callable[[int], FloatArray | None] = lambda _: None
+    """Given a number, the text vectors of so many of the histories, or fewer: a sample of what
+    ``item_vectors`` will be asked. Worked out when it is called, at the cost of a model."""
 
     @property
     def num_items(self) -> int:
@@ -49,6 +53,18 @@ class Ranked:
         assert self.scores.dtype == np.float32
 
 
+class Answer(Protocol):
+    """What a source thinks of B histories: worked out once, then asked for items and for scores."""
+
+    def top(self, k: int) -> Ranked:
+        """As :meth:`Source.top`."""
+        ...
+
+    def score(self, candidates: CodeArray) -> FloatArray:
+        """As :meth:`Source.score`."""
+        ...
+
+
 class Source(Protocol):
     """A candidate source. Equal inputs give equal outputs; ties go to the lower item code."""
 
@@ -59,6 +75,10 @@ class Source(Protocol):
 
     def fit(self, data: TrainingData) -> Self:
         """A fitted source; ``self`` stays as it was."""
+        ...
+
+    def ask(self, histories: Histories) -> Answer:
+        """The answer that ``top`` and ``score`` are parts of. Takes memory: ask in blocks."""
         ...
 
     def top(self, histories: Histories, k: int) -> Ranked:

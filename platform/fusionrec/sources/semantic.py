@@ -11,11 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.errors import DataError
-from fusionrec.retrieval.index import VectorIndex
+from fusionrec.retrieval.index import IndexConfig, VectorIndex, build, load
+from fusionrec.sources.answers import Nearest
 from fusionrec.sources.protocol import Ranked, TrainingData
 
 
@@ -24,12 +23,12 @@ class Semantic:
 
     name = "semantic"
 
-    def __init__(self, vectors: FloatArray | None = None) -> None:
-        self._vectors = vectors
-        self._index = None if vectors is None else VectorIndex(vectors)
+    def __init__(self, config: IndexConfig | None = None, index: VectorIndex | None = None) -> None:
+        self.config = config or IndexConfig()
+        self._index = index
 
     def fit(self, data: TrainingData) -> Self:
-        """Index the item vectors.
+        """Index the item vectors. Cost: that of the index; an approximate one takes minutes.
 
         Raises:
             DataError: the training data carries none.
@@ -39,33 +38,26 @@ class Semantic:
                 "source semantic needs the catalogue's text vectors: run `python -m jobs.embed` "
                 "first, or leave semantic out of --sources"
             )
-        return type(self)(data.item_vectors)
+        return type(self)(self.config, build(data.item_vectors, self.config, data.history_vectors))
+
+    def ask(self, histories: Histories) -> Nearest:
+        """Search with the histories' vectors."""
+        return Nearest(histories, self._index, histories.vectors)
 
     def top(self, histories: Histories, k: int) -> Ranked:
-        """The best ``k`` items by cosine, exactly."""
-        if histories.vectors is None or self._index is None:
-            return Ranked(
-                np.full((len(histories), k), -1, dtype=np.int32),
-                np.zeros((len(histories), k), dtype=np.float32),
-            )
-        return Ranked(*self._index.top_unseen(histories.vectors, histories, k))
+        """The best ``k`` items by cosine: exactly, or with the recall of an approximate index."""
+        return self.ask(histories).top(k)
 
     def score(self, histories: Histories, candidates: CodeArray) -> FloatArray:
         """[B, C] cosines of ``candidates``."""
-        result = np.zeros(candidates.shape, dtype=np.float32)
-        if histories.vectors is None or self._index is None:
-            return result
-        for row in range(len(histories)):
-            result[row] = self._index.score(histories.vectors[row], candidates[row])
-        return result
+        return self.ask(histories).score(candidates)
 
     def save(self, directory: Path) -> None:
-        """Write ``vectors.npy``."""
-        assert self._vectors is not None, "semantic is not fitted"
-        directory.mkdir(parents=True, exist_ok=True)
-        np.save(directory / "vectors.npy", self._vectors, allow_pickle=False)
+        """Write the vectors, the index and ``index.json``, which says what was measured of it."""
+        assert self._index is not None, "semantic is not fitted"
+        self._index.save(directory)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Memory-map the vectors and index them."""
-        return cls(np.load(directory / "vectors.npy", mmap_mode="r", allow_pickle=False))
+        """Memory-map what was written."""
+        return cls(index=load(directory))

@@ -17,7 +17,8 @@ import scipy.sparse as sp
 from pydantic import Field
 
 from fusionrec.config import Config
-from fusionrec.retrieval.neighbours import Neighbours
+from fusionrec.retrieval.neighbours import top_neighbours
+from fusionrec.retrieval.rows import SparseRows
 from fusionrec.sources.protocol import TrainingData
 
 
@@ -34,7 +35,7 @@ class Transitions(Config):
     to_power: float = Field(default=0.0, ge=0, le=1)
     """Damping of frequent later items; 0 lets popularity count."""
 
-    def learn(self, data: TrainingData, neighbours: int) -> Neighbours:
+    def learn(self, data: TrainingData, neighbours: int) -> SparseRows:
         """Count. Cost: ``steps`` passes over the events."""
         items = data.histories.items
         end = np.repeat(data.histories.offsets[1:], data.histories.lengths)
@@ -50,4 +51,4 @@ class Transitions(Config):
         rows = np.repeat(np.arange(data.num_items), np.diff(weights.indptr))
         weights.data *= counts[rows] ** -self.from_power
         weights.data *= counts[weights.indices] ** -self.to_power
-        return Neighbours.top(weights, neighbours)
+        return top_neighbours(weights, neighbours)

@@ -6,7 +6,7 @@ ONCE ?=# make quickstart ONCE=1: end after the answer
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check docs test bench serve
+.PHONY: help install quickstart check docs test browser screenshots bench serve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' Makefile
@@ -30,8 +30,18 @@ check: install ## style, types, import directions, docs and layout
 docs: install ## rewrite the generated tables in docs/
 	@$(BIN)/python -m tests.test_docs
 
-test: install ## the whole test suite
+test: install ## the whole test suite; the page is left out where there is no chromium
 	$(BIN)/pytest
+
+browser: ## install Debian's chromium, in which the page is tested
+	@command -v chromium >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || { \
+	    echo "error: no chromium: install it, on Debian with sudo apt-get install chromium" >&2; exit 1; }; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends chromium fonts-liberation >/dev/null; }
+
+screenshots: install browser ## take the pictures of the page in docs/images again
+	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/serve_apps/web
 
 bench: install ## the benchmarks; each prints its figures and writes artifacts/benchmarks/
 	@set -e; for file in benchmarks/[a-z]*.py; do \

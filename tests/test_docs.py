@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import pytest
 from pydantic import BaseModel
+from pydantic_settings.sources.types import _CliPositionalArg
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -29,6 +30,7 @@ class Setting(NamedTuple):
     kind: Any
     value: Any
     meaning: str
+    positional: bool = False
 
 
 def entry_points() -> dict[str, str]:
@@ -51,6 +53,8 @@ def settings_table(config: type[BaseModel], flag: str = "--") -> str:
     rows = [f"| {'flag' if flag else 'field'} | type | default | meaning |", "|---|---|---|---|"]
     for setting in sorted(flatten(config), key=lambda each: each.value is not REQUIRED):
         shown = flag + (setting.name.replace("_", "-") if flag else setting.name)
+        if setting.positional:
+            shown = setting.name.upper()
         meaning = " ".join(setting.meaning.split()).replace("|", "\\|")
         kind = type_name(setting.kind).replace("|", "\\|")
         rows.append(f"| `{shown}` | {kind} | {default(setting.value)} | {meaning} |")
@@ -73,7 +77,8 @@ def flatten(config: type[BaseModel] | BaseModel, prefix: str = "") -> Iterator[S
         elif isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from flatten(kind, f"{prefix}{name}.")
         elif not (get_origin(kind) is Literal and len(get_args(kind)) == 1):  # a tag, no choice
-            yield Setting(prefix + name, kind, value, field.description or "")
+            positional = _CliPositionalArg in field.metadata
+            yield Setting(prefix + name, kind, value, field.description or "", positional)
 
 
 def type_name(kind: Any) -> str:

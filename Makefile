@@ -3,13 +3,19 @@ PYTHON ?= python3# makes .venv; 3.11 or newer
 DATA ?=# make quickstart DATA=FOLDER: raw data in any of the known formats
 BUNDLES ?= artifacts/synthetic/bundles# make serve BUNDLES=FOLDER: where jobs.publish put them
 ONCE ?=# make quickstart ONCE=1: end after the answer
+QUICK ?=# make bench-serving QUICK=1, make chaos QUICK=1: try the harness, in minutes
 BIN := .venv/bin
+# load is a library; the others have targets of their own, or want to be told what to measure.
+BENCHMARKS = $(filter-out $(addprefix benchmarks/,load.py serving.py chaos.py models.py),$(wildcard benchmarks/[a-z]*.py))
+# The quickstart's bundle only where it is asked for: these two make one of their own.
+MEASURE = $(if $(filter-out 0 no false,$(QUICK)),--quick) \
+  $(if $(filter-out file default undefined,$(origin BUNDLES)),--bundles "$(BUNDLES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check docs test browser screenshots bench serve
+.PHONY: help install quickstart check docs test browser screenshots bench bench-serving chaos serve
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s%s\n", $$1, $$2}' Makefile
 
 install: ## make .venv with the pinned dependencies, or say why not
 	@command -v $(PYTHON) >/dev/null || { \
@@ -43,9 +49,15 @@ browser: ## install Debian's chromium, in which the page is tested
 screenshots: install browser ## take the pictures of the page in docs/images again
 	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/serve_apps/web
 
-bench: install ## the benchmarks; each prints its figures and writes artifacts/benchmarks/
-	@set -e; for file in benchmarks/[a-z]*.py; do \
+bench: install ## the small benchmarks; each prints its figures
+	@set -e; for file in $(BENCHMARKS); do \
 	  name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+
+bench-serving: install ## the endpoint beside its peers, an hour (QUICK=1: whether it works; BUNDLES=FOLDER)
+	@$(BIN)/python -m benchmarks.serving $(MEASURE)
+
+chaos: install ## faults under load: what users notice (QUICK=1, BUNDLES=FOLDER)
+	@$(BIN)/python -m benchmarks.chaos $(MEASURE)
 
 serve: install ## the endpoint on this machine: the quickstart's bundle, or BUNDLES=FOLDER
 	@$(BIN)/python -m serve_apps.run --bundles "$(BUNDLES)"

@@ -21,6 +21,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -35,6 +36,8 @@ from benchmarks.harness.engine import NAMES, Load, Records
 from fusionrec.config import JobConfig, parse
 from fusionrec.errors import ConfigError
 from jobs.entry import run
+
+STARTED = "started"
 
 
 class Arrivals(StrEnum):
@@ -64,7 +67,7 @@ class LoadConfig(JobConfig):
     arrivals: Arrivals = Arrivals.CONSTANT
     """Spread of the due moments: constant or poisson."""
     duration_s: float = Field(default=10.0, gt=0, le=3600)
-    """Seconds in which requests are due; answers are awaited beyond."""
+    """Seconds in which requests are due, if no SIGTERM comes before; answers are awaited beyond."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds after which a request that was due has failed."""
     headers: tuple[str, ...] = ()
@@ -122,8 +125,12 @@ def due_moments(rate: float, duration_s: float, arrivals: Arrivals, seed: int) -
     return [float(moment) for moment in np.cumsum(gaps)]
 
 
-def generate(config: LoadConfig) -> Result:
-    """Run the load that ``config`` describes.
+def generate(config: LoadConfig, started: Callable[[], None] = lambda: None) -> Result:
+    """Run the load that ``config`` describes, in the main thread.
+
+    Args:
+        config: what to send and how.
+        started: called when all connections are there.
 
     Raises:
         ConfigError: nothing listens at the address, or the bodies cannot be read.
@@ -147,9 +154,9 @@ def generate(config: LoadConfig) -> Result:
         config.timeout_s,
         [mark.encode() for mark in config.marks],
     )
-    started = time.process_time()
-    uvloop.run(load.run(url.hostname, url.port or 80))
-    return Result(load.records(), time.process_time() - started)
+    before = time.process_time()
+    uvloop.run(load.run(url.hostname, url.port or 80, started))
+    return Result(load.records(), time.process_time() - before)
 
 
 def _requests(config: LoadConfig, wanted: int) -> list[bytes]:
@@ -171,9 +178,9 @@ def _requests(config: LoadConfig, wanted: int) -> list[bytes]:
 
 
 def main() -> None:
-    """Parse, run, write the records; one line of JSON says what it was."""
+    """Parse, say ``started``, run, write the records; one line of JSON says what it was."""
     config = parse(LoadConfig)
-    result = generate(config)
+    result = generate(config, lambda: print(STARTED, flush=True))
     np.save(config.out, result.records, allow_pickle=False)
     counts = {NAMES.get(outcome, str(outcome)): n for outcome, n in result.counts.items()}
     sys.stdout.write(json.dumps({"cpu_s": result.cpu_s, "outcomes": counts}) + "\n")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import signal
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import httptools
@@ -121,8 +122,10 @@ class Load:
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
 
-    async def run(self, host: str, port: int) -> None:
-        """Connect, send, await what is under way.
+    async def run(self, host: str, port: int, started: Callable[[], None]) -> None:
+        """Connect, call ``started``, send, await what is under way.
+
+        SIGTERM stops it: see :meth:`stop`.
 
         Raises:
             ConfigError: nothing listens there.
@@ -135,6 +138,8 @@ class Load:
                 self._connections.append(connection)
         except OSError as error:
             raise ConfigError(f"nothing listens on {host}:{port} ({error}): start it") from error
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        started()
         start = time.monotonic()
         self._stop = start + self._duration_s
         if self._offsets is None:
@@ -151,6 +156,13 @@ class Load:
             task.cancel()
         for connection in self._connections:
             connection.abort()
+
+    def stop(self) -> None:
+        """Send nothing that is not due yet; what is due is still sent, and answers are awaited."""
+        self._left -= self._size - self._next
+        self._size = self._next
+        if self._left == 0:
+            self._over.set()
 
     def _tick(self) -> None:
         """Open loop: queue what is due by now, and wake up for the next."""
@@ -180,10 +192,7 @@ class Load:
         """Closed loop: the next request, due now; None when the run is over."""
         now = time.monotonic()
         if self._next >= self._size or now >= self._stop:
-            self._left -= self._size - self._next
-            self._size = self._next
-            if self._left == 0:
-                self._over.set()
+            self.stop()
             return None
         self._next += 1
         self.due[self._next - 1] = now

@@ -1,0 +1,191 @@
+"""One fault under load: a pinger at a constant rate, our client beside it, and what both saw.
+
+The pinger is the open-loop load generator: it retries nothing and counts every status. The client
+is ``fusionrec.client`` as users have it, with its retries. Latencies are told before the fault,
+from the fault until recovery, and after.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.harness.engine import NAMES, REFUSED
+from benchmarks.harness.processes import LoadProcess
+from benchmarks.load import Result
+from fusionrec.client import Client
+from fusionrec.errors import RequestFailed
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """An endpoint under test and how it is asked."""
+
+    address: str
+    requests: Path
+    """Bodies, one a line."""
+    rate: float
+    """Of the pinger, requests/s."""
+    client_rate: float
+    """Of the client, calls/s at most."""
+    before_s: float
+    """Load before the fault."""
+    after_s: float
+    """Load after recovery at least."""
+    patience_s: float
+    """Longest time that a recovery may take."""
+    connections: int = 32
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """What :func:`observe` saw."""
+
+    result: Result
+    fault_s: float
+    """When the fault began, on the clock of the records."""
+    recovered_s: float | None
+    """When the endpoint was at full strength again; None if it never was."""
+    client_calls: int
+    client_failures: tuple[str, ...]
+    """What the client raised."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Status or outcome → requests."""
+        return {NAMES.get(o, str(o)): n for o, n in sorted(self.result.counts.items())}
+
+    @property
+    def errors(self) -> int:
+        """Requests without status 200."""
+        return len(self.result.records) - len(self.result.answered)
+
+    @property
+    def server_errors(self) -> int:
+        """Requests with a status of 500 or above."""
+        return sum(n for outcome, n in self.result.counts.items() if outcome >= 500)
+
+    @property
+    def refused(self) -> int:
+        """Requests that found nobody to connect to."""
+        return self.result.counts[REFUSED]
+
+    @property
+    def in_flight(self) -> int:
+        """Requests sent and not answered when the fault began."""
+        records = self.result.records
+        sent = (records["sent"] > 0) & (records["sent"] <= self.fault_s)
+        return int((sent & (records["done"] > self.fault_s)).sum())
+
+    @property
+    def recovery_s(self) -> float | None:
+        """Time to full strength."""
+        return None if self.recovered_s is None else self.recovered_s - self.fault_s
+
+    @property
+    def last_error_s(self) -> float | None:
+        """Time from the fault to the last error; None without errors."""
+        records = self.result.records
+        failed = records["due"][records["outcome"] != 200]
+        return float(failed.max()) - self.fault_s if len(failed) else None
+
+    def latencies_ms(self) -> tuple[tuple[float, float], ...]:
+        """(p50, p99) before, during and after; NaN where nothing was answered."""
+        good = self.result.answered
+        until = self.recovered_s if self.recovered_s is not None else np.inf
+        before = good["due"] < self.fault_s
+        during = ~before & (good["due"] < until)
+        windows = (before, during, good["due"] >= until)
+        return tuple(_percentiles((good["done"] - good["due"])[window]) for window in windows)
+
+
+def observe(
+    scene: Scene,
+    fault: Callable[[Scene], Callable[[], bool]],
+    marks: tuple[str, ...] = (),
+) -> Happening:
+    """Load, fault, recovery, load.
+
+    Args:
+        scene: what is asked and how.
+        fault: does it, and returns what says whether the endpoint is at full strength again; that
+            is asked every ``POLL_S`` seconds.
+        marks: strings to look for in the pinger's answers.
+    """
+    pinger = LoadProcess(
+        url=f"{scene.address}/v1/recommend",
+        requests=scene.requests,
+        marks=list(marks),
+        connections=scene.connections,
+        rate=scene.rate,
+        # Ends early, below, when the endpoint has recovered.
+        duration_s=scene.before_s + scene.patience_s + scene.after_s,
+        timeout_s=scene.timeout_s,
+    )
+    with _ClientPinger(scene) as client:
+        pinger.await_start()
+        time.sleep(scene.before_s)
+        fault_s = time.monotonic()
+        recovered = fault(scene)
+        recovered_s = None
+        while recovered_s is None and time.monotonic() < fault_s + scene.patience_s:
+            if recovered():
+                recovered_s = time.monotonic()
+            time.sleep(POLL_S)
+        time.sleep(scene.after_s)
+        pinger.stop()
+    return Happening(pinger.result(), fault_s, recovered_s, client.calls, tuple(client.failures))
+
+
+class _ClientPinger:
+    """Calls of our client, one after the other, in a thread of its own."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.calls = 0
+        self.failures: list[str] = []
+        self._scene = scene
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> _ClientPinger:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # From the end of the file: the pinger takes them from its beginning.
+        bodies = self._scene.requests.read_text(encoding="utf-8").splitlines()
+        with Client(self._scene.address, timeout_s=self._scene.timeout_s) as client:
+            while not self._over.wait(1 / self._scene.client_rate):
+                body = json.loads(bodies.pop())
+                self.calls += 1
+                try:
+                    client.recommend(history=body["history"], k=body["k"])
+                except RequestFailed as error:
+                    self.failures.append(f"{type(error).__name__}: {error}")
+
+
+def _percentiles(seconds: npt.NDArray[np.float64]) -> tuple[float, float]:
+    if not len(seconds):
+        return (float("nan"), float("nan"))
+    p50, p99 = np.percentile(seconds * 1e3, (50, 99))
+    return (float(p50), float(p99))
+
+
+def counted(failures: tuple[str, ...]) -> str:
+    """The client's failures in a few words."""
+    return "; ".join(f"{n} × {text}" for text, n in Counter(failures).most_common(3))

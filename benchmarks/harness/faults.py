@@ -1,0 +1,281 @@
+"""The faults of ``make chaos``: what is done to a running endpoint, and what it is held to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.harness import actors
+from benchmarks.harness.experiment import Happening, Scene
+from benchmarks.harness.processes import LoadProcess
+from fusionrec.bundles.manifest import MANIFEST
+from fusionrec.bundles.store import BundleStore
+from fusionrec.client import Client
+from fusionrec.errors import RequestFailed, ServingError
+from fusionrec.fusion.model import Fusion
+
+DEGRADED = '"degraded":["'
+"""In an answer that lacks a stage."""
+SPIKE = 2.0
+"""How much higher the p99 may be during a swap than before it."""
+SLOW_S, SLOW_PERIOD_S, SLOW_SHARE = 8.0, 0.2, 0.1
+"""A slow stage runs for a tenth of each fifth of a second: about ten times slower."""
+QUIET_S = 3.0
+"""Time without an error after which an overload counts as over."""
+
+Recovered = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that happens to an endpoint."""
+
+    name: str
+    do: Callable[[Scene], Recovered]
+    """Does it; the function that it returns says whether all is as before."""
+    breaches: Callable[[Happening], list[str]]
+    """What of its promises the endpoint has broken."""
+    marks: tuple[str, ...] = (DEGRADED,)
+
+
+def stage_replica(deployment: str) -> Fault:
+    """SIGKILL of one replica of a stage: nobody sees an error."""
+
+    def do(_: Scene) -> Recovered:
+        return _kill(actors.find().replicas[deployment][:1])
+
+    return Fault(f"SIGKILL of one {deployment.lower()}", do, _nobody_notices)
+
+
+def controller() -> Fault:
+    """SIGKILL of the Serve controller: nobody sees an error."""
+    return Fault(
+        "SIGKILL of the controller", lambda _: _kill(actors.find().controller), _nobody_notices
+    )
+
+
+def gateway() -> Fault:
+    """SIGKILL of one gateway: at most what it was working on fails, and not for our client."""
+    return Fault(
+        "SIGKILL of one gateway",
+        lambda _: _kill(actors.find().replicas["Gateway"][:1]),
+        _only_what_was_in_flight,
+    )
+
+
+def proxy(name: str) -> Fault:
+    """SIGKILL of what accepts connections: likewise; until it is back, connections are refused."""
+    return Fault(
+        f"SIGKILL of the proxy ({name})",
+        lambda _: _kill(actors.find().proxies),
+        _only_what_was_in_flight,
+    )
+
+
+def every_reranker() -> Fault:
+    """SIGKILL of all rerankers: answers without them, no errors."""
+    return Fault(
+        "SIGKILL of all rerankers",
+        lambda _: _kill(actors.find().replicas["Reranker"]),
+        _degraded_rather_than_failed,
+    )
+
+
+def slow_reranker() -> Fault:
+    """All rerankers ten times slower for a while: answers without them, no errors."""
+
+    def do(_: Scene) -> Recovered:
+        slow = threading.Thread(target=_slow_down, args=(actors.find().replicas["Reranker"],))
+        slow.start()
+        return lambda: not slow.is_alive() and actors.at_full_strength()
+
+    return Fault("slow rerankers", do, _degraded_rather_than_failed)
+
+
+def swap(store: BundleStore, spike: float = SPIKE) -> Fault:
+    """Another bundle becomes current: no error, no spike, and all answers from it in the end.
+
+    Args:
+        store: what the endpoint serves from.
+        spike: how much higher the p99 may be meanwhile than before.
+    """
+    old = store.current().name
+    new = another_bundle(store)
+
+    def do(scene: Scene) -> Recovered:
+        store.promote(new, "chaos")
+        return _in_service(scene, new)
+
+    return Fault("swap of the bundle", do, partial(_smooth, spike), (DEGRADED, old, new))
+
+
+def rollback(store: BundleStore, old: str) -> Fault:
+    """The bundle of before a swap becomes current again: likewise."""
+    new = store.current().name
+
+    def do(scene: Scene) -> Recovered:
+        return _in_service(scene, store.rollback())
+
+    return Fault("rollback of the bundle", do, partial(_smooth, SPIKE), (DEGRADED, new, old))
+
+
+def overload(capacity: float, burst_s: float, bound_s: float) -> Fault:
+    """A burst of three times what the endpoint can do: 503 or an answer in bounded time.
+
+    Args:
+        capacity: requests/s that it can do.
+        burst_s: length of the burst.
+        bound_s: p99 that accepted requests are held to.
+    """
+    burst: list[LoadProcess] = []
+
+    def do(scene: Scene) -> Recovered:
+        ends = time.monotonic() + burst_s
+        burst.append(
+            LoadProcess(
+                url=f"{scene.address}/v1/recommend",
+                requests=scene.requests,
+                connections=512,
+                rate=3 * capacity,
+                duration_s=burst_s,
+                timeout_s=scene.timeout_s,
+            )
+        )
+        return lambda: time.monotonic() > ends and _answers_at_once(scene)
+
+    def breaches(seen: Happening) -> list[str]:
+        found = []
+        for result in (seen.result, *(process.result() for process in burst)):
+            strange = set(result.counts) - {200, 503}
+            if strange:
+                found.append(f"outcomes beside 200 and 503: {sorted(strange)}")
+        _, (_, during), _ = seen.latencies_ms()
+        if during > bound_s * 1e3:
+            found.append(f"p99 of what is accepted is {during:.0f} ms")
+        if seen.recovery_s is None:
+            found.append("no recovery")
+        return found
+
+    return Fault(f"overload, {3 * capacity:.0f} requests/s", do, breaches)
+
+
+def await_full_strength(patience_s: float) -> None:
+    """Wait until every replica runs.
+
+    Raises:
+        ServingError: they do not within ``patience_s``.
+    """
+    deadline = time.monotonic() + patience_s
+    while not actors.at_full_strength():
+        if time.monotonic() > deadline:
+            raise ServingError(f"the endpoint is not at full strength after {patience_s:.0f} s")
+        time.sleep(0.2)
+
+
+def another_bundle(store: BundleStore) -> str:
+    """Add a bundle that differs from the current one in its weights; returns its id."""
+    pipeline = store.directory / ".another"
+    shutil.rmtree(pipeline, ignore_errors=True)
+    shutil.copytree(store.current(), pipeline, copy_function=os.link)
+    try:
+        (pipeline / MANIFEST).unlink()
+        fusion = Fusion.load(pipeline / "fusion.json")
+        scales = {name: scale * 1.01 for name, scale in fusion.scales.items()}
+        fusion.model_copy(update={"scales": scales}).save(pipeline / "fusion.json")
+        return store.add(pipeline).id
+    finally:
+        shutil.rmtree(pipeline)
+
+
+def _kill(pids: Sequence[int]) -> Recovered:
+    assert pids, "there is nothing to kill"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    gone = set(pids)
+    return lambda: not gone & actors.find().all() and actors.at_full_strength()
+
+
+def _slow_down(pids: Sequence[int]) -> None:
+    until = time.monotonic() + SLOW_S
+    try:
+        while time.monotonic() < until:
+            _signal(pids, signal.SIGSTOP)
+            time.sleep(SLOW_PERIOD_S * (1 - SLOW_SHARE))
+            _signal(pids, signal.SIGCONT)
+            time.sleep(SLOW_PERIOD_S * SLOW_SHARE)
+    finally:
+        _signal(pids, signal.SIGCONT)
+
+
+def _signal(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
+        if actors.is_alive(pid):
+            os.kill(pid, number)
+
+
+def _in_service(scene: Scene, bundle: str) -> Recovered:
+    """Whether the endpoint says that it answers from ``bundle``."""
+
+    def recovered() -> bool:
+        with Client(scene.address, retries=0) as client:
+            try:
+                return client.bundle().bundle == bundle
+            except RequestFailed:
+                return False
+
+    return recovered
+
+
+def _answers_at_once(scene: Scene) -> bool:
+    with Client(scene.address, retries=0, timeout_s=QUIET_S) as client:
+        try:
+            return not client.recommend(k=1).degraded
+        except RequestFailed:
+            return False
+
+
+def _common(seen: Happening) -> list[str]:
+    found = []
+    if seen.recovery_s is None:
+        found.append("not at full strength in time")
+    if seen.client_failures:
+        found.append(f"{len(seen.client_failures)} calls of the client failed")
+    return found
+
+
+def _nobody_notices(seen: Happening) -> list[str]:
+    return [f"{seen.errors} errors"] * (seen.errors > 0) + _common(seen)
+
+
+def _only_what_was_in_flight(seen: Happening) -> list[str]:
+    failed = seen.errors - seen.refused
+    return [f"{failed} errors, {seen.in_flight} in flight"] * (failed > seen.in_flight) + _common(
+        seen
+    )
+
+
+def _degraded_rather_than_failed(seen: Happening) -> list[str]:
+    found = _nobody_notices(seen)
+    if not seen.result.marked(0):
+        found.append("no answer was degraded: nothing was shown")
+    return found
+
+
+def _smooth(spike: float, seen: Happening) -> list[str]:
+    found = _nobody_notices(seen)
+    (_, before), (_, during), _ = seen.latencies_ms()
+    if during > spike * before:
+        found.append(f"p99 {during:.0f} ms during, {before:.0f} ms before")
+    records = seen.result.records
+    last = records[records["due"] == records["due"].max()]["marks"]
+    if not (last & 0b100).all():
+        found.append("the last answer is not from the new bundle")
+    if seen.result.marked(1) + seen.result.marked(2) != len(seen.result.answered):
+        found.append("answers from neither bundle, or from both")
+    return found

@@ -1,0 +1,265 @@
+"""The report of ``benchmarks.serving``: samples become tables, claims and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from benchmarks.harness.machine import today
+from benchmarks.harness.material import PLAIN, RERANKED
+from benchmarks.harness.tables import spread, table
+
+if TYPE_CHECKING:
+    from benchmarks.serving import ServingBenchmark
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One system at one number of connections in one repetition."""
+
+    kind: str
+    """Of the bundle."""
+    letter: str
+    system: str
+    connections: int
+    repetition: int
+    rate: float
+    """Answers in a second at saturation."""
+    offered: float
+    """Requests in a second of the open loop."""
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    """Of the open loop, from the moment that a request was due; of (a), of a batch."""
+    busy_p50_ms: float
+    """Of the closed loop, from the moment that a request was sent."""
+    cpu_ms: float
+    """CPU time of all of the system's processes for a request, at saturation."""
+    generator_us: float
+    """CPU time of the load generator for a request of the open loop."""
+    failed: int
+    """Requests without status 200."""
+    degraded: int
+    """Answers without a stage."""
+    rss_mib: float
+    """Resident memory of all of the system's processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A ratio that the endpoint is held to, over the repetitions."""
+
+    text: str
+    ratios: tuple[float, ...]
+    bound: float
+    at_least: bool
+
+    @property
+    def holds(self) -> bool:
+        """Whether the median ratio is on the right side."""
+        middle = median(self.ratios)
+        return middle >= self.bound if self.at_least else middle <= self.bound
+
+
+class Samples:
+    """Samples by what they are of."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.all = samples
+        self.kinds = tuple(dict.fromkeys(s.kind for s in samples))
+        self.connections = tuple(sorted({s.connections for s in samples}))
+
+    def systems(self, kind: str, letters: str = "abcd") -> list[str]:
+        """In the order of a round."""
+        found = (s for s in self.all if s.kind == kind and s.letter in letters)
+        return list(dict.fromkeys(s.system for s in found))
+
+    def of(self, kind: str, system: str, connections: int) -> list[Sample]:
+        """One cell, by repetition."""
+        wanted = (kind, system, connections)
+        return [s for s in self.all if (s.kind, s.system, s.connections) == wanted]
+
+    def best(
+        self, kind: str, letters: str, connections: int, value: Callable[[Sample], float]
+    ) -> list[float]:
+        """The values of the system with the highest median among ``letters``; none if not there."""
+        cells = [
+            [value(sample) for sample in self.of(kind, system, connections)]
+            for system in self.systems(kind, letters)
+        ]
+        return max((cell for cell in cells if cell), key=median, default=[])
+
+
+def claims(samples: Samples) -> list[Claim]:
+    """Those of the issue that the samples can tell of."""
+    found = []
+
+    def rates(kind: str, letters: str) -> list[float]:
+        return samples.best(kind, letters, 32, lambda sample: sample.rate)
+
+    def add(
+        text: str, above: list[float], below: list[float], bound: float, *, at_least: bool = True
+    ) -> None:
+        ratios = tuple(a / b for a, b in zip(above, below, strict=False))
+        if ratios:
+            found.append(Claim(text, ratios, bound, at_least))
+
+    ours = rates(PLAIN, "d")
+    add("plain, 32 connections: requests/s, (d) : best (b)", ours, rates(PLAIN, "b"), 1.0)
+    add("plain, 32 connections: requests/s, (d) : best (c)", ours, rates(PLAIN, "c"), 3.0)
+    # The best is the shortest: the highest of the negated.
+    p50 = {
+        letter: [-ms for ms in samples.best(PLAIN, letter, 1, lambda sample: -sample.p50_ms)]
+        for letter in "ad"
+    }
+    add("plain, 1 connection: p50, (d) : bare", p50["d"], p50["a"], 2.0, at_least=False)
+    add(
+        "reranked, 32 connections: requests/s, (d) : bare on all cores",
+        rates(RERANKED, "d"),
+        rates(RERANKED, "a"),
+        0.9,
+    )
+    return found
+
+
+def write(
+    folder: Path, every: Sequence[Sample], machine: str, config: ServingBenchmark
+) -> tuple[Path, list[Claim]]:
+    """Markdown, plot and raw samples under ``folder``; the Markdown's path and the claims."""
+    samples = Samples(every)
+    name = f"serving-{today()}"
+    plot(samples, folder / f"{name}.svg")
+    raw = [asdict(sample) for sample in every]
+    (folder / f"{name}.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
+    held = claims(samples)
+    spent = max((sample.generator_us for sample in every), default=0.0)
+    failed, degraded = (sum(getattr(s, field) for s in every) for field in ("failed", "degraded"))
+    text = [
+        f"# Serving, {today()}\n",
+        machine + "\n",
+        f"{config.repetitions} rounds over all systems, {config.duration_s:g} s a closed loop; "
+        f"medians of the rounds, [lowest, highest]. Open loop: {config.arrivals} arrivals at "
+        f"{config.share:.0%} of what the system itself reached. The load generator took at most "
+        f"{spent:.0f} µs of CPU a request. Over all systems {failed} requests failed and "
+        f"{degraded} answers were degraded.\n",
+        "## Claims\n",
+        table(
+            ("claim", "ratio", "bound", ""),
+            [
+                (
+                    claim.text,
+                    spread(claim.ratios, 2),
+                    f"{'≥' if claim.at_least else '≤'} {claim.bound:g}",
+                    "holds" if claim.holds else "**missed**",
+                )
+                for claim in held
+            ],
+        ),
+        f"![requests per second and latency]({name}.svg)\n",
+    ]
+    for kind in samples.kinds:
+        text += _section(samples, kind, config.share)
+    path = folder / f"{name}.md"
+    path.write_text("\n".join(text), encoding="utf-8")
+    return path, held
+
+
+def _section(samples: Samples, kind: str, share: float) -> list[str]:
+    """The tables of one bundle."""
+    columns = ("system", *(f"{n} connection{'s' * (n > 1)}" for n in samples.connections))
+
+    def grid(value: Callable[[list[Sample]], str], letters: str = "abcd") -> str:
+        return table(
+            columns,
+            [
+                (
+                    f"({_letter(samples, system)}) {system}",
+                    *(value(samples.of(kind, system, n)) for n in samples.connections),
+                )
+                for system in samples.systems(kind, letters)
+            ],
+        )
+
+    def latencies(cell: list[Sample]) -> str:
+        fields = ("p50_ms", "p95_ms", "p99_ms")
+        return " / ".join(f"{median(getattr(s, f) for s in cell):.1f}" for f in fields)
+
+    def memory(system: str) -> str:
+        return f"{max(s.rss_mib for s in samples.all if s.system == system):,.0f}"
+
+    served = samples.systems(kind, "bcd")
+    return [
+        f"## {kind.capitalize()}\n",
+        "Requests/s at saturation:\n",
+        grid(lambda cell: spread([s.rate for s in cell], 1) if cell else ""),
+        f"Latency p50 / p95 / p99 in ms at {share:.0%} of that, from the moment that a request was "
+        "due; of (a), time of a batch:\n",
+        grid(lambda cell: latencies(cell) if cell else ""),
+        "CPU milliseconds a request at saturation, over all processes:\n",
+        grid(lambda cell: spread([s.cpu_ms for s in cell], 1) if cell else ""),
+        "Resident memory, MiB (pages that processes share count in each): "
+        + "; ".join(f"{system} {memory(system)}" for system in served)
+        + ".\n",
+    ]
+
+
+def _letter(samples: Samples, system: str) -> str:
+    return next(s.letter for s in samples.all if s.system == system)
+
+
+def plot(samples: Samples, path: Path) -> None:
+    """Requests/s and p50 over connections, a column a bundle; whiskers from lowest to highest."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "fusionrec"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        2, len(samples.kinds), figsize=(6 * len(samples.kinds), 8), squeeze=False, sharex=True
+    )
+    colours = {"a": "0.5", "b": "tab:blue", "c": "tab:orange", "d": "tab:green"}
+    styles = ("-", "--", ":", "-.")
+    for column, kind in enumerate(samples.kinds):
+        for row, field in enumerate(("rate", "p50_ms")):
+            axis = axes[row][column]
+            seen: dict[str, int] = {}
+            for system in samples.systems(kind):
+                letter = _letter(samples, system)
+                style = styles[seen.setdefault(letter, 0) % len(styles)]
+                seen[letter] += 1
+                x = [n for n in samples.connections if samples.of(kind, system, n)]
+                cells = [[getattr(s, field) for s in samples.of(kind, system, n)] for n in x]
+                middle = [median(cell) for cell in cells]
+                low = [m - min(cell) for m, cell in zip(middle, cells, strict=True)]
+                high = [max(cell) - m for m, cell in zip(middle, cells, strict=True)]
+                axis.errorbar(
+                    x,
+                    middle,
+                    (low, high),
+                    color=colours[letter],
+                    linestyle=style,
+                    marker="o",
+                    markersize=3,
+                    capsize=3,
+                    label=f"({letter}) {system}",
+                )
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(samples.connections, [str(n) for n in samples.connections])
+            axis.grid(alpha=0.3)
+            if row == 0:
+                axis.set_title(kind)
+                axis.set_ylim(bottom=0)
+                axis.set_ylabel("requests/s at saturation")
+            else:
+                axis.set_yscale("log")
+                axis.set_ylabel("p50 at a share of that, ms")
+                axis.set_xlabel("connections")
+        axes[0][column].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

@@ -38,7 +38,7 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
     except OSError:  # no binary for this platform
         return False
     # In /tmp whatever TMPDIR says: Serve adds 56 digits, and a socket's path ends at 97 characters.
-    folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))  # noqa: S108
+    folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
     metrics, statistics = _free_ports(2)
     for name, value in {
         SWITCH: "1",

@@ -12,7 +12,7 @@ from serve_apps.ingress import prefer_haproxy
 if __name__ == "__main__":
     prefer_haproxy()  # before anything imports Serve, which reads the variables then
 
-from ray import serve  # noqa: E402
+from ray import serve
 
 from fusionrec.config import JobConfig, parse
 from jobs import cluster

@@ -1,0 +1,443 @@
+"""How fast the encoder and the reranker run on this CPU, by runtime, and what that costs.
+
+``python -m benchmarks.models --pipeline DIR --dataset DIR`` reads a pipeline directory with both
+models. Each runtime encodes the same texts of histories and scores the same pairs, in batches of
+similar length, with one thread and with as many as there are cores. What a faster one costs is said
+three ways: the cosine of its vectors to those of torch in float32 (or the correlation of its
+scores), and the NDCG@10 on validation cases of the semantic source alone, of the fused list, and of
+the order that the reranker alone gives to the head of the fused list.
+
+ONNX Runtime and OpenVINO are measured where they are installed, with onnx and onnxscript to export
+the models; the library needs none of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from benchmarks.harness.machine import describe, today
+from fusionrec.config import JobConfig, parse
+from fusionrec.data.dataset import Dataset
+from fusionrec.data.histories import FloatArray
+from fusionrec.data.splits import Cases, split
+from fusionrec.data.text import history_texts, item_text
+from fusionrec.evaluation.metrics import METRICS
+from fusionrec.evaluation.ranks import list_ranks
+from fusionrec.fusion.model import Fused
+from fusionrec.language.encoder import vectors
+from fusionrec.language.inference import Row, pad, tokenize
+from fusionrec.progress import console
+from fusionrec.serving.pipeline import Pipeline
+from jobs.entry import run
+
+Inputs: TypeAlias = Mapping[str, torch.Tensor]
+Forward: TypeAlias = Callable[[Inputs], FloatArray]
+
+
+class ModelBenchmark(JobConfig):
+    """Measure the language models of a pipeline under every runtime that is installed."""
+
+    pipeline: Path
+    """Pipeline directory with an encoder; with a reranker, that is measured too."""
+    dataset: Path
+    """The data set that it was fitted on."""
+    cases: int = Field(default=600, ge=20)
+    """Validation cases whose texts are encoded, and on which NDCG is measured."""
+    reranked: int = Field(default=100, ge=5)
+    """Of these, cases whose candidates are scored by the reranker."""
+    batch_size: int = Field(default=32, ge=1)
+    """Texts of one pass: what the endpoint gathers under load."""
+    repetitions: int = Field(default=3, ge=1)
+    """Passes over the texts; the fastest counts."""
+    runtimes: tuple[str, ...] = ()
+    """Only runtimes whose name contains one of these; by default all."""
+    out: Path = Path("artifacts/benchmarks/models.md")
+    """The report."""
+    seed: int = Field(default=0, ge=0)
+    """Of the sample of cases."""
+
+
+class WholeEncoder(torch.nn.Module):
+    """Tokens in, unit vectors out, as one module: what is compiled and exported."""
+
+    def __init__(self, model: Any, pooling: Any) -> None:
+        super().__init__()
+        self.model, self.pooling = model, pooling
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, D] vectors."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
+        return vectors(self.model, inputs, self.pooling)
+
+
+class WholeReranker(torch.nn.Module):
+    """Tokens in, logits out."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, 1] logits."""
+        logits: torch.Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).logits
+        return logits.float()
+
+
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def forward_of(module: torch.nn.Module) -> Forward:
+    """``module`` in torch."""
+
+    def forward(inputs: Inputs) -> FloatArray:
+        with torch.inference_mode():
+            return module(*(inputs[name] for name in NAMES)).float().numpy()
+
+    return forward
+
+
+def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[], Forward]]:
+    """Name → what prepares it."""
+
+    def compiled(dtype: torch.dtype) -> Forward:
+        return forward_of(torch.compile(make().to(dtype), dynamic=True))  # type: ignore[arg-type]
+
+    def dynamic_int8() -> Forward:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            quantised = torch.ao.quantization.quantize_dynamic(
+                make(), {torch.nn.Linear}, dtype=torch.qint8
+            )
+        return forward_of(quantised)
+
+    return {
+        "torch fp32": lambda: forward_of(make()),
+        "torch bf16": lambda: forward_of(make().to(torch.bfloat16)),
+        "torch int8, dynamic": dynamic_int8,
+        "torch.compile fp32": lambda: compiled(torch.float32),
+        "torch.compile bf16": lambda: compiled(torch.bfloat16),
+    }
+
+
+def exported_runtimes(
+    module: torch.nn.Module, calibration: Sequence[Inputs], folder: Path, threads: int
+) -> dict[str, Callable[[], Forward]]:
+    """As :func:`torch_runtimes`, for what is installed of ONNX Runtime and OpenVINO."""
+    if importlib.util.find_spec("onnxscript") is None:
+        return {}
+    fp32, dynamic, static = (folder / f"{name}.onnx" for name in ("fp32", "dynamic", "static"))
+    if not fp32.is_file():
+        export(module, calibration[0], fp32)
+        quantise(fp32, dynamic, static, calibration)
+    found: dict[str, Callable[[], Forward]] = {}
+    if importlib.util.find_spec("onnxruntime") is not None:
+        found["ONNX Runtime fp32"] = lambda: onnx_forward(fp32, threads)
+        found["ONNX Runtime int8, dynamic"] = lambda: onnx_forward(dynamic, threads)
+        found["ONNX Runtime int8, static"] = lambda: onnx_forward(static, threads)
+    if importlib.util.find_spec("openvino") is not None:
+        found["OpenVINO fp32"] = lambda: openvino_forward(fp32, threads, "f32")
+        found["OpenVINO bf16"] = lambda: openvino_forward(fp32, threads, "bf16")
+        found["OpenVINO int8, static"] = lambda: openvino_forward(static, threads, "f32")
+    return found
+
+
+def export(module: torch.nn.Module, inputs: Inputs, path: Path) -> None:
+    """Write ONNX with free batch size and length."""
+    axes = {name: {0: "texts", 1: "tokens"} for name in NAMES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            tuple(inputs[name] for name in NAMES),
+            str(path),
+            input_names=list(NAMES),
+            output_names=["out"],
+            dynamic_axes={**axes, "out": {0: "texts"}},
+            dynamo=False,
+        )
+
+
+def quantise(fp32: Path, dynamic: Path, static: Path, calibration: Sequence[Inputs]) -> None:
+    """8-bit weights, activations scaled as they come (dynamic) or as in ``calibration``."""
+    from onnxruntime import quantization as q
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(q.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch[name].numpy() for name in NAMES}
+
+    prepared = fp32.with_name("prepared.onnx")
+    quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
+    multiply = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
+    q.quantize_dynamic(str(prepared), str(dynamic), weight_type=q.QuantType.QInt8, **multiply)
+    q.quantize_static(
+        str(prepared),
+        str(static),
+        Reader(),
+        quant_format=q.QuantFormat.QDQ,
+        activation_type=q.QuantType.QUInt8,
+        weight_type=q.QuantType.QInt8,
+        **multiply,
+    )
+
+
+def onnx_forward(path: Path, threads: int) -> Forward:
+    """A session of ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    known = {each.name for each in session.get_inputs()}
+
+    def forward(inputs: Inputs) -> FloatArray:
+        feed = {name: inputs[name].numpy() for name in NAMES if name in known}
+        found: FloatArray = session.run(None, feed)[0]
+        return found
+
+    return forward
+
+
+def openvino_forward(path: Path, threads: int, precision: str) -> Forward:
+    """A model compiled by OpenVINO."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    model = openvino.Core().compile_model(str(path), "CPU", settings)
+    known = {name for port in model.inputs for name in port.get_names()}
+
+    def forward(inputs: Inputs) -> FloatArray:
+        found = model({name: inputs[name].numpy() for name in NAMES if name in known})[0]
+        return np.array(found, dtype=np.float32)
+
+    return forward
+
+
+def in_batches(
+    tokenizer: Any, rows: Sequence[Row], forward: Forward, batch_size: int
+) -> FloatArray:
+    """``forward`` of all rows, in batches of similar length; results in the rows' order."""
+    order = np.argsort([-len(row["input_ids"]) for row in rows], kind="stable")
+    results = [
+        forward(pad(tokenizer, [rows[row] for row in order[start : start + batch_size]]))
+        for start in range(0, len(order), batch_size)
+    ]
+    out: FloatArray = np.empty((len(rows), *results[0].shape[1:]), dtype=np.float32)
+    out[order] = np.concatenate(results)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one model has to do, and how its results are judged."""
+
+    name: str
+    make: Callable[[], torch.nn.Module]
+    tokenizer: Any
+    rows: Sequence[Row]
+    judge: Callable[[FloatArray, FloatArray], dict[str, float]]
+    """Of results, and those of torch in float32."""
+
+
+def encoder_work(config: ModelBenchmark, pipeline: Pipeline, cases: Cases) -> Work:
+    """Texts of histories → vectors."""
+    encoder = pipeline.encoder
+    assert encoder is not None
+    texts = history_texts(pipeline.catalogue, cases.histories, encoder.config.history_items)
+    semantic = [s for s in pipeline.sources if s.name == "semantic"]
+
+    def judge(found: FloatArray, exact: FloatArray) -> dict[str, float]:
+        histories = cases.histories.with_vectors(found)
+        cosines = (found * exact).sum(axis=1)
+        ranked = semantic[0].top(histories, 10)
+        fused = pipeline.retrieve(histories)
+        return {
+            "mean cosine": float(cosines.mean()),
+            "least cosine": float(cosines.min()),
+            "NDCG@10 semantic": ndcg(ranked.items, ranked.scores, cases),
+            "NDCG@10 fused": ndcg(fused.items, fused.scores, cases),
+        }
+
+    def make() -> torch.nn.Module:
+        fresh = Pipeline.load(config.pipeline).encoder
+        assert fresh is not None
+        return WholeEncoder(fresh.model, fresh.config.pooling).eval()
+
+    rows = tokenize(encoder.tokenizer, encoder.config.max_tokens, texts)
+    return Work("encoder", make, encoder.tokenizer, rows, judge)
+
+
+def reranker_work(config: ModelBenchmark, pipeline: Pipeline, cases: Cases, fused: Fused) -> Work:
+    """Pairs of a history and a candidate → logits."""
+    reranker = pipeline.reranker
+    assert reranker is not None
+    items = fused.items[:, : pipeline.config.rerank_top]
+    asked = history_texts(pipeline.catalogue, cases.histories, reranker.config.history_items)
+    at = [(row, place) for row, place in np.argwhere(items >= 0).tolist()]
+    firsts = [asked[row] for row, _ in at]
+    seconds = [item_text(pipeline.catalogue, int(items[row, place])) for row, place in at]
+
+    def judge(found: FloatArray, exact: FloatArray) -> dict[str, float]:
+        scores = np.full(items.shape, -np.inf, dtype=np.float32)
+        scores[tuple(np.array(at).T)] = found[:, 0]
+        return {
+            "correlation": float(np.corrcoef(found[:, 0], exact[:, 0])[0, 1]),
+            "NDCG@10 reranked": ndcg(items, scores, cases),
+        }
+
+    def make() -> torch.nn.Module:
+        fresh = Pipeline.load(config.pipeline).reranker
+        assert fresh is not None
+        return WholeReranker(fresh.model).eval()
+
+    rows = tokenize(reranker.tokenizer, reranker.config.max_tokens, firsts, seconds)
+    return Work("reranker", make, reranker.tokenizer, rows, judge)
+
+
+def ndcg(items: Any, scores: FloatArray, cases: Cases) -> float:
+    """Mean over the cases."""
+    ranks = list_ranks(np.asarray(items), scores, cases.targets)
+    return float(METRICS["ndcg"](ranks, 10).mean())
+
+
+def measure(config: ModelBenchmark, work: Work, threads: int) -> list[dict[str, Any]]:
+    """A row for each runtime."""
+    torch.set_num_threads(threads)
+    lengths = sorted((row for row in work.rows), key=lambda row: -len(row["input_ids"]))
+    calibration = [
+        pad(work.tokenizer, lengths[start : start + config.batch_size])
+        for start in range(0, len(lengths), max(1, len(lengths) // 8))
+    ]
+    exact: FloatArray | None = None
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        runtimes = torch_runtimes(work.make)
+        runtimes |= exported_runtimes(work.make(), calibration, Path(folder), threads)
+        for name, prepare in runtimes.items():
+            if exact is not None and not any(part in name for part in config.runtimes or ("",)):
+                continue
+            start = time.perf_counter()
+            forward = prepare()
+            result = in_batches(work.tokenizer, work.rows, forward, config.batch_size)
+            preparation = time.perf_counter() - start
+            seconds = []
+            for _ in range(config.repetitions):
+                start = time.perf_counter()
+                result = in_batches(work.tokenizer, work.rows, forward, config.batch_size)
+                seconds.append(time.perf_counter() - start)
+            exact = result if exact is None else exact
+            one = pad(work.tokenizer, [work.rows[0]])
+            start = time.perf_counter()
+            for _ in range(20):
+                forward(one)
+            found.append(
+                {
+                    "runtime": name,
+                    "threads": threads,
+                    "items/s": len(work.rows) / min(seconds),
+                    "one, ms": (time.perf_counter() - start) / 20 * 1000,
+                    "first pass, s": preparation,
+                    **work.judge(result, exact),
+                }
+            )
+            console.print(found[-1])
+    return found
+
+
+def padding(work: Work, batch_size: int) -> str:
+    """How much of the model's work is on padding."""
+    lengths = np.sort([len(row["input_ids"]) for row in work.rows])[::-1]
+    padded = sum(
+        lengths[start] * len(lengths[start : start + batch_size])
+        for start in range(0, len(lengths), batch_size)
+    )
+    arrival = [len(row["input_ids"]) for row in work.rows]
+    unsorted = sum(
+        max(arrival[start : start + batch_size]) * len(arrival[start : start + batch_size])
+        for start in range(0, len(arrival), batch_size)
+    )
+    real = lengths.sum()
+    return (
+        f"{len(lengths)} texts of {lengths[-1]} to {lengths[0]} tokens, {lengths.mean():.1f} in "
+        f"the mean: batches of {batch_size} by length are {1 - real / padded:.1%} padding, as they "
+        f"come {1 - real / unsorted:.1%}."
+    )
+
+
+def report(tables: list[tuple[Work, str, list[dict[str, Any]]]]) -> str:
+    """Markdown."""
+    lines = [f"# Language models by runtime, {today()}", "", describe()]
+    for work, waste, rows in tables:
+        lines += ["", f"## The {work.name}", "", waste, ""]
+        columns = list(rows[0])
+        lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        for row in rows:
+            cells = [_cell(name, value) for name, value in row.items()]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(name: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4f}" if "NDCG" in name or "cos" in name or "corr" in name else f"{value:.1f}"
+
+
+def main() -> None:
+    """Measure both models, report."""
+    config = parse(ModelBenchmark)
+    dataset = Dataset.open(config.dataset)
+    pipeline = Pipeline.load(config.pipeline)
+    cases = split(dataset, pipeline.config.protocol).validation
+    generator = np.random.default_rng(config.seed)
+    cases = cases.take(np.sort(generator.permutation(len(cases))[: config.cases]))
+    works = [encoder_work(config, pipeline, cases)]
+    if pipeline.reranker is not None:
+        some = cases.take(np.arange(min(config.reranked, len(cases))))
+        fused = pipeline.retrieve(pipeline.embed(some.histories))
+        works.append(reranker_work(config, pipeline, some, fused))
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    tables = []
+    for work in works:
+        rows = []
+        for threads in sorted({1, len(os.sched_getaffinity(0))}):
+            rows += measure(config, work, threads)
+        tables.append((work, padding(work, config.batch_size), rows))
+        config.out.write_text(report(tables), encoding="utf-8")
+    sys.stdout.write(report(tables))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -35,6 +35,7 @@ _YIELD_EVERY = 32
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+_ANSWERED = 200
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
@@ -72,12 +73,15 @@ class Definition:
 
 
 REQUESTS = Definition(
-    Kind.COUNTER, "fusionrec_requests", "Recommendation requests answered, by HTTP status", "status"
+    Kind.COUNTER,
+    "fusionrec_requests",
+    "Requests for recommendations, by HTTP status; 499 is a client that left",
+    "status",
 )
 REQUEST_SECONDS = Definition(
     Kind.HISTOGRAM,
     "fusionrec_request_latency_seconds",
-    "From a request's arrival at the gateway to its answer, errors included",
+    "From a request's arrival at the gateway to its answer, where it got one (status 200)",
     boundaries=_SECONDS,
 )
 STAGE_SECONDS = Definition(
@@ -175,9 +179,13 @@ class Metrics:
         ).start()
 
     def observe_request(self, status: int, seconds: float) -> None:
-        """Count an answered request of any HTTP ``status``."""
+        """Count a request of any HTTP ``status``; one that got an answer took ``seconds``.
+
+        What is refused is refused at once: counted in, it would hide how long others take.
+        """
         self._pending.append((REQUESTS, 1, str(status)))
-        self._pending.append((REQUEST_SECONDS, seconds, ""))
+        if status == _ANSWERED:
+            self._pending.append((REQUEST_SECONDS, seconds, ""))
 
     def observe_batch(
         self,

@@ -69,6 +69,19 @@ def report(document: Document, findings: Sequence[Finding]) -> bool:
     return all(finding.warning for finding in findings)
 
 
+def refuse(document: Document, nodes: Sequence[Resources] | None = None) -> None:
+    """End the process with status 1 where something is wrong with ``document``, and say what.
+
+    Call it twice: before there is a cluster, and then with the ``nodes`` of it (none of them do not
+    ask whether the replicas fit). Warnings come with the second.
+    """
+    findings = lint(document, os.environ, nodes or None)
+    if nodes is None and all(finding.warning for finding in findings):
+        return
+    if not report(document, findings):
+        sys.exit(1)
+
+
 def cluster_nodes() -> list[dict[str, float]]:
     """What the nodes of the Ray cluster that this process is connected to hold."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]

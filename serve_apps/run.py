@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from serve_apps.ingress import prefer_haproxy
@@ -17,7 +18,9 @@ from ray import serve
 from fusionrec.config import JobConfig, parse
 from jobs import cluster
 from jobs.entry import check_port, run
-from serve_apps.deploy import check, start
+from serve_apps.deploy import bound, check, start
+from serve_apps.lint import cluster_nodes, refuse
+from serve_apps.linting.document import Document
 from serve_apps.recommend import CONFIG_FILE
 
 
@@ -40,8 +43,12 @@ def main() -> None:
     # Before Ray starts, which takes seconds.
     check(config.bundles, config.host)
     check_port(config.host, config.port)
+    document = Document.read(config.application)
+    document = replace(document, values=bound(document.values, config.host, config.port))
+    refuse(document)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with cluster.start():
+        refuse(document, cluster_nodes())
         try:
             _serve(config)
         except KeyboardInterrupt:

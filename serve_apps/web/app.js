@@ -268,8 +268,8 @@ function showHistory() {
       "li",
       { "data-id": item.item_id },
       h("span", {}, title),
-      button("newer", "↑", "Make newer:", () => move(index, 1), index === last),
-      button("older", "↓", "Make older:", () => move(index, -1), index === 0),
+      button("newer", "↑", "Make newer", () => move(index, 1), index === last),
+      button("older", "↓", "Make older", () => move(index, -1), index === 0),
       button("remove", "×", "Remove", () => remove(index)),
     );
   });
@@ -388,5 +388,6 @@ setUpFinder(
   },
   trouble,
 );
+$("columns").append(...columns.map((column) => column.root));
 showHistory();
 start();

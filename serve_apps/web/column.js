@@ -22,10 +22,10 @@ export class Column {
     this.cards = new Map();
     const id = `column-${label}`;
     this.title = h("h2", { id });
-    this.badges = h("ul", { class: "badges", role: "status" });
+    this.badges = h("ul", { class: "badges" });
     this.summary = h("span");
     this.stages = h("tbody");
-    this.list = h("ol", { class: "cards", "aria-labelledby": id });
+    this.list = h("ol", { class: "cards", role: "list", "aria-labelledby": id });
     const head = h("thead", { class: "unseen" }, h("tr", {}, ...["Stage", "When", "Time"].map((t) => h("th", { scope: "col" }, t))));
     this.timing = h(
       "details",
@@ -33,7 +33,7 @@ export class Column {
       h("summary", {}, this.summary),
       h("table", {}, h("caption", { class: "unseen" }, "Stages of this answer, one after the other"), head, this.stages),
     );
-    this.root = h("section", { class: "column", "aria-labelledby": id }, this.title, this.badges, this.timing, this.list);
+    this.root = h("section", { class: "column", "aria-labelledby": id }, this.title, h("div", { role: "status" }, this.badges), this.timing, this.list);
     this.root.hidden = true;
   }
 

@@ -128,7 +128,7 @@ def bare(
             done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
             if done.returncode:
                 raise ServingError("the bare pipeline failed: its reason stands above")
-            found = json.loads(done.stdout)
+            found = json.loads(done.stdout.splitlines()[-1])
             p50, p95, p99 = np.percentile(found["batch_ms"], (50, 95, 99))
             yield Sample(
                 kind=kind,

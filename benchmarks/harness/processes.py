@@ -23,6 +23,7 @@ import psutil
 from benchmarks.load import STARTED, Result
 from fusionrec.errors import ServingError
 
+ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
 """Patience with a system that starts: Ray, four replicas and their models."""
 STOP_S = 60.0
@@ -122,10 +123,11 @@ class LoadProcess:
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         self._out = folder / "records.npy"
-        plain = {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+        plain = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in settings.items()}
         (folder / "load.json").write_text(json.dumps({**plain, "out": str(self._out)}))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.load", "--config", str(folder / "load.json")],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
         )

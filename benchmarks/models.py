@@ -114,7 +114,8 @@ def forward_of(module: torch.nn.Module) -> Forward:
 
     def forward(inputs: Inputs) -> FloatArray:
         with torch.inference_mode():
-            return module(*(inputs[name] for name in NAMES)).float().numpy()
+            found: torch.Tensor = module(*(inputs[name] for name in NAMES))
+            return found.float().numpy()
 
     return forward
 
@@ -128,10 +129,8 @@ def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[]
     def dynamic_int8() -> Forward:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            quantised = torch.ao.quantization.quantize_dynamic(
-                make(), {torch.nn.Linear}, dtype=torch.qint8
-            )
-        return forward_of(quantised)
+            quantise_dynamic: Any = torch.ao.quantization.quantize_dynamic
+            return forward_of(quantise_dynamic(make(), {torch.nn.Linear}, dtype=torch.qint8))
 
     return {
         "torch fp32": lambda: forward_of(make()),

@@ -124,8 +124,8 @@ def truth(config: RetrievalBenchmark) -> None:
     """Write ``truth.npy`` [Q, 100]: the exact nearest items."""
     vectors = np.load(config.folder / "items.npy", mmap_mode="r")
     queries = np.load(config.folder / "queries.npy")
-    codes = np.empty((len(queries), 0), np.int64)
-    scores = np.empty((len(queries), 0), np.float32)
+    codes: Any = np.empty((len(queries), 0), np.int64)
+    scores: Any = np.empty((len(queries), 0), np.float32)
     with bar("exact neighbours", len(vectors)) as advance:
         for start in range(0, len(vectors), _BLOCK):
             found = queries @ vectors[start : start + _BLOCK].T

@@ -57,6 +57,8 @@ _EMBED_SHARE = 0.5
 """Of the time that is left, what the embedder may take: the sources without text need the rest."""
 _MARGIN = 0.95
 """Of a client's timeout, what the answer may take: it has to travel, too."""
+_COUNT_EVERY_S = 3.0
+"""Seconds between two questions to the controller; an answer costs it and us 30 ms of CPU."""
 
 
 class GatewayConfig(Config):
@@ -64,9 +66,9 @@ class GatewayConfig(Config):
 
     max_batch: int = Field(default=32, ge=1)
     """Largest number of requests that travel as one unit."""
-    batches_per_replica: int = Field(default=2, ge=1)
-    """Batches under way from one gateway for each replica of the stage that has most: one that is
-    worked on, and one that is ready."""
+    batches_ahead: int = Field(default=1, ge=0)
+    """Batches under way from one gateway beyond one for each replica of the stage that has most:
+    ready when a replica has done its own. More of them are smaller, and cost more calls."""
     max_waiting: int = Field(default=512, ge=1)
     """Requests that may wait in one gateway; more are answered 503."""
     timeout_s: float = Field(default=5.0, gt=0)
@@ -136,7 +138,7 @@ class Gateway:
         self._batcher: Batcher[Job, RecommendResponse] = Batcher(
             self._work,
             max_batch=config.max_batch,
-            max_running=config.batches_per_replica,
+            max_running=1 + config.batches_ahead,
             max_waiting=config.max_waiting,
         )
         metrics.sample(
@@ -154,7 +156,7 @@ class Gateway:
             self._door,
             background=(
                 partial(self._shelf.watch, self._config.watch_s),
-                partial(self._count_replicas, self._config.watch_s),
+                self._count_replicas,
             ),
             on_too_fast=self._metrics.count_rate_limited,
             tracer=self._tracer,
@@ -426,7 +428,7 @@ class Gateway:
         self._metrics.count_swap(outcome)
         self._metrics.set_bundle(self._shelf.current.id)
 
-    async def _count_replicas(self, every_s: float) -> None:
+    async def _count_replicas(self) -> None:
         """Learn from the controller how many replicas there are, for ever."""
         while True:
             try:
@@ -437,8 +439,8 @@ class Gateway:
                 if name in self._replicas:
                     stage.replicas = max(self._replicas[name].running, 1)
             most = max(stage.replicas for stage in self._stages)
-            self._batcher.max_running = self._config.batches_per_replica * most
-            await asyncio.sleep(every_s)
+            self._batcher.max_running = most + self._config.batches_ahead
+            await asyncio.sleep(_COUNT_EVERY_S)
 
 
 _DEPLOYMENTS = ("Embedder", "Retriever", "Reranker")

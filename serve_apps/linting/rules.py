@@ -119,7 +119,7 @@ def _batches(deployments: Deployments, gateway: GatewayConfig) -> Iterator[Findi
             yield Finding((*place, "max_ongoing_requests"), message)
     scaling = autoscaling(deployments[GATEWAY][1]) if GATEWAY in deployments else None
     gateways = 1 if scaling is None else scaling.max_replicas
-    each = gateway.batches_per_replica
+    each = 1 + gateway.batches_ahead
     for name in STAGES:
         if name not in deployments:
             continue
@@ -127,7 +127,7 @@ def _batches(deployments: Deployments, gateway: GatewayConfig) -> Iterator[Findi
         ongoing, given = _ongoing(deployment)
         if ongoing < each * gateways:
             message = (
-                f"{given} below args.gateway.batches_per_replica = {each}"
+                f"{given} below 1 + args.gateway.batches_ahead = {each}"
                 f"{f' of {gateways} gateways' if ongoing >= each else ''}, so that batches would "
                 "queue in front of idle replicas: raise it"
             )

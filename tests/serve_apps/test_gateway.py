@@ -92,7 +92,7 @@ class Rig:
             GatewayConfig(
                 **{
                     "max_batch": 8,
-                    "batches_per_replica": 1,
+                    "batches_ahead": 0,
                     "max_waiting": 20,
                     "stage_timeout_s": 0.2,
                     **options,

@@ -181,7 +181,7 @@ def test_misspelt_keys_are_found_at_every_level(
         (
             f"{EMBEDDER_PLACE}.max_ongoing_requests",
             1,
-            "max_ongoing_requests = 1 is below args.gateway.batches_per_replica = 2, so that "
+            "max_ongoing_requests = 1 is below 1 + args.gateway.batches_ahead = 2, so that "
             "batches would queue in front of idle replicas: raise it",
         ),
         (
@@ -224,7 +224,7 @@ def test_settings_that_cannot_work_are_errors(
         (
             f"{EMBEDDER_PLACE}.max_ongoing_requests",
             3,
-            "max_ongoing_requests = 3 is below args.gateway.batches_per_replica = 2 of 2 gateways",
+            "max_ongoing_requests = 3 is below 1 + args.gateway.batches_ahead = 2 of 2 gateways",
         ),
         (
             f"{EMBEDDER_PLACE}.autoscaling_config.target_ongoing_requests",

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -261,14 +261,15 @@ class Gateway:
             questions = bundle.service.ask([entry.question.request for entry in entries])
             embedded = await self._embedded(bundle, questions.histories, entries, trace)
             fused = await self._retrieved(bundle, embedded, entries, trace)
-            reply = partial(self._reply, bundle, questions, entries, started)
+            without: Counter[str] = Counter()
+            reply = partial(self._reply, bundle, questions, entries, started, without)
             rows = await self._read(bundle, embedded, fused, entries, trace, reply)
         self._came_up = self._came_up or not trace.degraded
         self._metrics.observe_batch(
             len(entries),
             trace.timings_ms,
             waited_ms=[(started - entry.since) * 1e3 for entry in entries],
-            degraded=trace.degraded,
+            degraded=without,
             num_reranked=rows,
         )
         if self._tracer is not None:
@@ -290,7 +291,9 @@ class Gateway:
         keys = self._cache.keys(bundle.id, histories)
         known = [self._cache.get(key) for key in keys]
         unknown = [row for row, vector in enumerate(known) if vector is None]
-        self._metrics.count_cache(hits=len(keys) - len(unknown), misses=len(unknown))
+        self._metrics.count_cache(
+            hits=len(keys) - len(unknown), misses=sum(keys[row] is not None for row in unknown)
+        )
         if unknown:
             asked = histories if len(unknown) == len(keys) else histories.take(unknown)
             started = time.monotonic()
@@ -361,13 +364,18 @@ class Gateway:
         if not len(rows):
             return 0
         without = Trace(trace.timings_ms, [*trace.degraded, "rerank"])
+
+        def late(row: int) -> RecommendResponse:
+            self._metrics.count_degraded(without.degraded)
+            return reply(row, fused, without, reranked=False, give=False)
+
         expected_s = self._rerank.expected_s(len(rows))
         in_time = np.array([entries[row].remaining > expected_s for row in rows.tolist()])
         for row in rows[~in_time].tolist():
             reply(row, fused, without, reranked=False)
         rows = rows[in_time]
         for row in rows.tolist():
-            entries[row].fallback = partial(reply, row, fused, without, reranked=False, give=False)
+            entries[row].fallback = partial(late, row)
         started = time.monotonic()
         try:
             reranked = await self._reranked(bundle, histories, fused, rows, weights)
@@ -406,6 +414,7 @@ class Gateway:
         questions: Questions,
         entries: Jobs,
         started: float,
+        without: Counter[str],
         row: int,
         fused: Fused,
         trace: Trace,
@@ -417,6 +426,7 @@ class Gateway:
         answer = bundle.service.answer_row(questions, row, fused, trace, reranked=reranked)
         answer.timings_ms["queue"] = _ms(started - entries[row].since)
         if give:
+            without.update(trace.degraded)
             entries[row].answer(answer)
         return answer
 

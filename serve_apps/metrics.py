@@ -19,6 +19,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from ray.serve import metrics as ray_metrics
@@ -193,7 +194,7 @@ class Metrics:
         timings_ms: Mapping[str, float],
         *,
         waited_ms: Iterable[float] = (),
-        degraded: Iterable[str] = (),
+        degraded: Mapping[str, int] = MappingProxyType({}),
         num_reranked: int = 0,
     ) -> None:
         """Record a batch of ``size`` requests that went through the stages.
@@ -202,7 +203,7 @@ class Metrics:
             size: requests in the batch.
             timings_ms: milliseconds by stage.
             waited_ms: how long each request waited for a place in the batch.
-            degraded: stages that the answers were made without.
+            degraded: stage → answers that were made without it.
             num_reranked: answers that the reranker had a part in.
         """
         record = self._pending.append
@@ -210,14 +211,19 @@ class Metrics:
         for stage, elapsed_ms in timings_ms.items():
             record((STAGE_SECONDS, elapsed_ms / 1e3, stage))
         record((STAGE_SECONDS, [elapsed_ms / 1e3 for elapsed_ms in waited_ms], "queue"))
-        for stage in degraded:
-            record((DEGRADED, size, stage))
+        for stage, answers in degraded.items():
+            record((DEGRADED, answers, stage))
         if num_reranked:
             record((RERANKED, num_reranked, ""))
 
     def observe_call(self, stage: str, size: int) -> None:
         """Record that one replica of ``stage`` was called with ``size`` requests."""
         self._pending.append((BATCH_SIZE, size, stage))
+
+    def count_degraded(self, stages: Iterable[str]) -> None:
+        """One answer was made without ``stages``, when its deadline came."""
+        for stage in stages:
+            self._pending.append((DEGRADED, 1, stage))
 
     def count_retry(self, stage: str) -> None:
         """A call of ``stage`` is sent again."""

@@ -45,7 +45,7 @@ def test_everything_recorded_reaches_ray_counters_as_one_sum(seen: Seen):
         4,
         {"embed": 5.0, "rerank": 20.0},
         waited_ms=[1.0, 2.0],
-        degraded=["retrieve"],
+        degraded={"retrieve": 4},
         num_reranked=2,
     )
     recorder.observe_call("embed", 2)

@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, ValidationError
@@ -290,7 +290,9 @@ def _describe_requests(api: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = generate()
-        models = [(model, "validation") for model in requests]
+        models: list[tuple[type[BaseModel], Literal["validation"]]] = [
+            (model, "validation") for model in requests
+        ]
         _, schemas = models_json_schema(models, ref_template=_REF)
         document["components"]["schemas"].update(schemas["$defs"])
         return document

@@ -1,9 +1,7 @@
-"""The gateway: HTTP on one side, batches through the three stages on the other.
+"""The gateway: the ingress deployment, with HTTP on one side and the stages on the other.
 
-A batch is one unit: gathered here, one call per stage and replica, scattered again. Every request
-keeps the bundle that it began with, and has a deadline. A stage that is down, or too slow for what
-is left of the time, is left out of the answer and named in ``degraded``; without the retriever
-there is no answer, and the client is told to come back (503).
+Requests are gathered into batches here (batching.py), which travel through the stages
+(composition.py) with the bundle that is in service (swap.py).
 """
 
 from __future__ import annotations
@@ -12,22 +10,16 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
 from pydantic import Field
 from ray import serve
+from ray.serve._private.common import ReplicaState
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.config import Config
-from fusionrec.data.histories import FloatArray, Histories, IntArray
-from fusionrec.fusion.model import Fused
 from fusionrec.serving.schemas import (
     BundleResponse,
     ItemsRequest,
@@ -40,21 +32,18 @@ from fusionrec.serving.schemas import (
     UsersRequest,
     UsersResponse,
 )
-from fusionrec.serving.service import Questions, Trace
 from serve_apps.api import Unavailable, UnknownBundle, build_api
-from serve_apps.batching import Batcher, Entry, Late
-from serve_apps.cache import VectorCache
+from serve_apps.batching import Batcher, Late
 from serve_apps.calls import Handle, Stage
+from serve_apps.composition import Composition, Job, milliseconds
 from serve_apps.keys import guard
 from serve_apps.metrics import Metrics
 from serve_apps.security import Access, Door
-from serve_apps.swap import Loaded, Shelf
+from serve_apps.swap import Shelf
 from serve_apps.tracing import tracer_from
 
 logger = logging.getLogger("ray.serve")
 
-_EMBED_SHARE = 0.5
-"""Of the time that is left, what the embedder may take: the sources without text need the rest."""
 _MARGIN = 0.95
 """Of a client's timeout, what the answer may take: it has to travel, too."""
 _COUNT_EVERY_S = 3.0
@@ -84,19 +73,6 @@ class GatewayConfig(Config):
     """Text vectors of recent histories and texts that a gateway keeps."""
 
 
-@dataclass(slots=True)
-class Job:
-    """One request, and the bundle that answers it."""
-
-    request: RecommendRequest
-    bundle: Loaded
-    span: Any = None
-    """Of its trace, where there is one."""
-
-
-Jobs = Sequence[Entry[Job, RecommendResponse]]
-
-
 class Gateway:
     """The ingress of the application."""
 
@@ -118,13 +94,16 @@ class Gateway:
         self._config = config
         self._metrics = metrics = Metrics()
         self._tracer = tracer_from(os.environ)
-        self._embed, self._retrieve, self._rerank = self._stages = tuple(
+        self._stages = tuple(
             Stage(name, handle, on_call=metrics.observe_call, on_retry=metrics.count_retry)
-            for name, handle in (
-                ("embed", embedder),
-                ("retrieve", retriever),
-                ("rerank", reranker),
-            )
+            for name, handle in (("embed", embedder), ("retrieve", retriever), ("rerank", reranker))
+        )
+        self._composition = Composition(
+            *self._stages,
+            stage_timeout_s=config.stage_timeout_s,
+            vector_cache=config.vector_cache,
+            metrics=metrics,
+            tracer=self._tracer,
         )
         self._shelf = Shelf(
             BundleStore(Path(bundles)),
@@ -134,9 +113,8 @@ class Gateway:
             on_swap=self._swapped,
         )
         metrics.set_bundle(self._shelf.current.id)
-        self._cache = VectorCache(config.vector_cache)
         self._batcher: Batcher[Job, RecommendResponse] = Batcher(
-            self._work,
+            self._composition.answer,
             max_batch=config.max_batch,
             max_running=1 + config.batches_ahead,
             max_waiting=config.max_waiting,
@@ -145,7 +123,6 @@ class Gateway:
             queue_depth=lambda: self._batcher.waiting,
             running_batches=lambda: self._batcher.running,
         )
-        self._came_up = False
         self._started = time.monotonic()
         self._replicas: dict[str, ReplicaCounts] = {}
 
@@ -194,7 +171,7 @@ class Gateway:
         finally:
             elapsed_s = time.monotonic() - started
             self._metrics.observe_request(status, elapsed_s)
-        answer.timings_ms["total"] = _ms(elapsed_s)
+        answer.timings_ms["total"] = milliseconds(elapsed_s)
         return answer
 
     async def ready(self) -> ReadyResponse:
@@ -206,7 +183,7 @@ class Gateway:
             Overloaded, Unavailable: it is not.
         """
         answer = await self.recommend(RecommendRequest(k=1))
-        if answer.degraded and not self._came_up:
+        if answer.degraded and not self._composition.came_up:
             raise Unavailable
         return ReadyResponse(ready=True, degraded=answer.degraded)
 
@@ -243,197 +220,6 @@ class Gateway:
         """Some users, or one with the history."""
         return self._shelf.current.browser.find_users(request)
 
-    async def _work(self, entries: Jobs) -> None:
-        """Answer a batch; requests for different bundles travel apart."""
-        by_bundle: defaultdict[str, list[Entry[Job, RecommendResponse]]] = defaultdict(list)
-        for entry in entries:
-            by_bundle[entry.question.bundle.id].append(entry)
-        if len(by_bundle) == 1:
-            await self._answer(entries)
-        else:
-            await asyncio.gather(*(self._answer(part) for part in by_bundle.values()))
-
-    async def _answer(self, entries: Jobs) -> None:
-        started = time.monotonic()
-        bundle = entries[0].question.bundle
-        trace = Trace()
-        with bundle.used():
-            questions = bundle.service.ask([entry.question.request for entry in entries])
-            embedded = await self._embedded(bundle, questions.histories, entries, trace)
-            fused = await self._retrieved(bundle, embedded, entries, trace)
-            without: Counter[str] = Counter()
-            reply = partial(self._reply, bundle, questions, entries, started, without)
-            rows = await self._read(bundle, embedded, fused, entries, trace, reply)
-        self._came_up = self._came_up or not trace.degraded
-        self._metrics.observe_batch(
-            len(entries),
-            trace.timings_ms,
-            waited_ms=[(started - entry.since) * 1e3 for entry in entries],
-            degraded=without,
-            num_reranked=rows,
-        )
-        if self._tracer is not None:
-            self._tracer.record_batch(
-                [entry.question.span for entry in entries],
-                size=len(entries),
-                bundle=bundle.id,
-                seconds=time.monotonic() - started,
-                timings_ms=trace.timings_ms,
-                degraded=trace.degraded,
-            )
-
-    async def _embedded(
-        self, bundle: Loaded, histories: Histories, entries: Jobs, trace: Trace
-    ) -> Histories:
-        """The histories with their text vectors; without, where the embedder is down."""
-        if not bundle.embeds:
-            return histories
-        keys = self._cache.keys(bundle.id, histories)
-        known = [self._cache.get(key) for key in keys]
-        unknown = [row for row, vector in enumerate(known) if vector is None]
-        self._metrics.count_cache(
-            hits=len(keys) - len(unknown), misses=sum(keys[row] is not None for row in unknown)
-        )
-        if unknown:
-            asked = histories if len(unknown) == len(keys) else histories.take(unknown)
-            started = time.monotonic()
-            left_s = min(entry.remaining for entry in entries)
-            try:
-                vectors = await self._embed.call(
-                    len(asked),
-                    lambda start, stop: (bundle.id, asked.slice(start, stop)),
-                    np.concatenate,
-                    min(self._config.stage_timeout_s, max(_EMBED_SHARE * left_s, 0)),
-                )
-            except Exception as error:
-                self._degrade(trace, "embed", error)
-                return histories
-            finally:
-                trace.timings_ms["embed"] = _ms(time.monotonic() - started)
-            for row, vector in zip(unknown, vectors, strict=True):
-                known[row] = vector
-                self._cache.put(keys[row], vector)
-        return histories.with_vectors(np.stack([v for v in known if v is not None]))
-
-    async def _retrieved(
-        self, bundle: Loaded, histories: Histories, entries: Jobs, trace: Trace
-    ) -> Fused:
-        """The fused candidates.
-
-        Raises:
-            Unavailable: the retriever is down.
-        """
-        requests = [entry.question.request for entry in entries]
-        # All of them where some are filtered out here: nobody knows how many will be left.
-        depth = None
-        if all(request.filters is None for request in requests):
-            depth = max(bundle.rerank_top, *(request.k for request in requests))
-        started = time.monotonic()
-        try:
-            return await self._retrieve.call(
-                len(histories),
-                lambda start, stop: (bundle.id, histories.slice(start, stop), depth),
-                Fused.join,
-                self._config.stage_timeout_s,
-            )
-        except Exception as error:
-            logger.error("stage retrieve failed, no answer: %r", error)
-            raise Unavailable from error
-        finally:
-            trace.timings_ms["retrieve"] = _ms(time.monotonic() - started)
-
-    async def _read(
-        self,
-        bundle: Loaded,
-        histories: Histories,
-        fused: Fused,
-        entries: Jobs,
-        trace: Trace,
-        reply: Any,
-    ) -> int:
-        """Rerank where that helps and there is time for it; answer everybody.
-
-        Returns:
-            How many answers the reranker had a part in.
-        """
-        weights = bundle.service.rerank_weights(histories)
-        helped = (weights > 0) & bundle.reranks
-        for row in np.nonzero(~helped)[0].tolist():
-            reply(row, fused, trace, reranked=False)
-        rows = np.nonzero(helped)[0]
-        if not len(rows):
-            return 0
-        without = Trace(trace.timings_ms, [*trace.degraded, "rerank"])
-
-        def late(row: int) -> RecommendResponse:
-            self._metrics.count_degraded(without.degraded)
-            return reply(row, fused, without, reranked=False, give=False)
-
-        expected_s = self._rerank.expected_s(len(rows))
-        in_time = np.array([entries[row].remaining > expected_s for row in rows.tolist()])
-        for row in rows[~in_time].tolist():
-            reply(row, fused, without, reranked=False)
-        rows = rows[in_time]
-        for row in rows.tolist():
-            entries[row].fallback = partial(late, row)
-        started = time.monotonic()
-        try:
-            reranked = await self._reranked(bundle, histories, fused, rows, weights)
-        except Exception as error:
-            self._degrade(trace, "rerank", error)
-            for row in rows.tolist():
-                reply(row, fused, trace, reranked=False)
-            return 0
-        trace.timings_ms["rerank"] = _ms(time.monotonic() - started)
-        for row in rows.tolist():
-            reply(row, reranked, trace, reranked=True)
-        return len(rows)
-
-    async def _reranked(
-        self,
-        bundle: Loaded,
-        histories: Histories,
-        fused: Fused,
-        rows: IntArray,
-        weights: FloatArray,
-    ) -> Fused:
-        if not len(rows):
-            return fused
-        asked, items = histories.take(rows), fused.items[rows, : bundle.rerank_top]
-        scores = await self._rerank.call(
-            len(rows),
-            lambda start, stop: (bundle.id, asked.slice(start, stop), items[start:stop]),
-            np.concatenate,
-            self._config.stage_timeout_s,
-        )
-        return fused.reranked(rows, weights[rows, None] * scores)
-
-    def _reply(
-        self,
-        bundle: Loaded,
-        questions: Questions,
-        entries: Jobs,
-        started: float,
-        without: Counter[str],
-        row: int,
-        fused: Fused,
-        trace: Trace,
-        *,
-        reranked: bool,
-        give: bool = True,
-    ) -> RecommendResponse:
-        """Make the answer to one request, and give it unless it is only kept ready."""
-        answer = bundle.service.answer_row(questions, row, fused, trace, reranked=reranked)
-        answer.timings_ms["queue"] = _ms(started - entries[row].since)
-        if give:
-            without.update(trace.degraded)
-            entries[row].answer(answer)
-        return answer
-
-    def _degrade(self, trace: Trace, stage: str, error: Exception) -> None:
-        trace.degraded.append(stage)
-        logger.warning("stage %s failed, answering without it: %r", stage, error)
-
     def _swapped(self, outcome: str) -> None:
         self._metrics.count_swap(outcome)
         self._metrics.set_bundle(self._shelf.current.id)
@@ -457,10 +243,6 @@ _DEPLOYMENTS = ("Embedder", "Retriever", "Reranker")
 """Names of the deployments of the stages."""
 
 
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)
-
-
 def _count_replicas() -> dict[str, ReplicaCounts]:
     """Deployment → replicas of this application; nothing outside Serve."""
     import ray
@@ -471,7 +253,7 @@ def _count_replicas() -> dict[str, ReplicaCounts]:
     application = serve.status().applications[context.app_name]
     return {
         name: ReplicaCounts(
-            running=deployment.replica_states.get("RUNNING", 0),
+            running=deployment.replica_states.get(ReplicaState.RUNNING, 0),
             target=sum(deployment.replica_states.values()),
         )
         for name, deployment in application.deployments.items()

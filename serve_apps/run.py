@@ -62,6 +62,7 @@ def _serve(config: ServeConfig) -> None:
     address = start(config.bundles, config.port, host=config.host, config=config.application)
     sys.stdout.write(
         f"serving on {address}\n"
+        f"  page {address}/\n"
         f"  POST {address}/v1/recommend\n"
         f"  GET  {address}/v1/bundle, /healthz, /readyz, /docs\n"
         "Ctrl-C stops it\n"

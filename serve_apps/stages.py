@@ -192,9 +192,11 @@ class Reranker:
         for start in range(0, len(histories), _RERANK_ROWS):
             stop = min(start + _RERANK_ROWS, len(histories))
             rows, top = histories.slice(start, stop), items[start:stop]
-            parts.append(
-                await self._held.run(
-                    bundle, lambda pipeline, h=rows, i=top: pipeline.rerank_scores(h, i)
-                )
-            )
+
+            def score(
+                pipeline: Pipeline, rows: Histories = rows, top: CodeArray = top
+            ) -> FloatArray:
+                return pipeline.rerank_scores(rows, top)
+
+            parts.append(await self._held.run(bundle, score))
         return np.concatenate(parts)

@@ -152,9 +152,7 @@ class Shelf:
     async def _swap(self, wanted: str) -> None:
         self.next = wanted
         try:
-            loaded = self.find(wanted) or await asyncio.get_running_loop().run_in_executor(
-                self._loader, Loaded.load, self._store, wanted
-            )
+            loaded = await self._load(wanted)
             await self._hold([wanted, *(held for held in self.held if held != wanted)])
         except Exception as error:
             self._on_swap("failed")
@@ -173,6 +171,13 @@ class Shelf:
         while any(old.in_use for old in stale):
             await asyncio.sleep(0.05)
         await self._hold(self.held)
+
+    async def _load(self, bundle: str) -> Loaded:
+        held = self.find(bundle)
+        if held is not None:
+            return held
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._loader, Loaded.load, self._store, bundle)
 
     async def _hold(self, bundles: Sequence[str]) -> None:
         await asyncio.gather(*(stage.hold(bundles, self._load_timeout_s) for stage in self._stages))

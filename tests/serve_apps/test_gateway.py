@@ -1,113 +1,22 @@
 import asyncio
 import hashlib
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
-import numpy as np
 import pytest
 
 from fusionrec.bundles.store import BundleStore
-from fusionrec.data.catalogue import Catalogue
-from fusionrec.data.histories import Histories
 from fusionrec.errors import ConfigError
-from fusionrec.fusion.model import Fused
 from serve_apps import gateway
-from serve_apps.gateway import Gateway, GatewayConfig
 from serve_apps.security import Access
+from tests.serve_apps.rig import Rig
 
-OPEN = Access()
 KEY = "secret"
 HEADERS = {"content-type": "application/json"}
 
 
 def keyed() -> Access:
     return Access(api_keys=(hashlib.sha256(KEY.encode()).hexdigest(),))
-
-
-class FakeStage:
-    """Answers like a Serve handle; ``failure`` is raised, or awaited where it is a function."""
-
-    def __init__(self, name: str, method: Callable[..., Any]) -> None:
-        self.sizes: list[int] = []
-        self.failure: Exception | Callable[[], Any] | None = None
-        self.refusal: Exception | None = None
-        self.held: list[str] = []
-        self._method = method
-        setattr(self, name, SimpleNamespace(remote=self._remote))
-
-    def broadcast(self, method: str, bundles: list[str]) -> Any:
-        assert method == "hold"
-        self.held = bundles
-
-        async def results(timeout_s: float) -> list[Any]:
-            if self.refusal is not None:
-                raise self.refusal
-            return [bundles]
-
-        return SimpleNamespace(results_async=results)
-
-    async def _remote(self, bundle: str, histories: Histories, *rest: Any) -> Any:
-        assert len(bundle) == 32
-        self.sizes.append(len(histories))
-        if isinstance(self.failure, Exception):
-            raise self.failure
-        if self.failure is not None:
-            await self.failure()
-        return self._method(histories, *rest)
-
-
-def retrieve(histories: Histories, depth: int | None) -> Fused:
-    """Items 0 to 4; the term of the vectors is missing without the embedder."""
-    items = np.tile(np.arange(5, dtype=np.int32), (len(histories), 1))
-    text = 0.0 if histories.vectors is None else 0.25
-    terms = np.tile(np.array([[0.5], [text]], np.float32), (len(histories), 1, 5))
-    return Fused(items, terms.sum(axis=1), terms, ("popularity", "semantic")).head(depth)
-
-
-def rerank(histories: Histories, items: Any) -> Any:
-    """The reverse order."""
-    assert items.shape[1] == 5
-    return np.tile(np.linspace(0, 1, 5, dtype=np.float32), (len(histories), 1))
-
-
-class Rig:
-    """A gateway over fake stages and a client that calls it in this process."""
-
-    def __init__(self, store: BundleStore, *, access: Access = OPEN, **options: Any) -> None:
-        self.embedder = FakeStage("embed", lambda h: np.ones((len(h), 2), np.float32))
-        self.retriever = FakeStage("retrieve", retrieve)
-        self.reranker = FakeStage("rerank", rerank)
-        ingress = Gateway(
-            str(store.directory),
-            None,
-            self.embedder,
-            self.retriever,
-            self.reranker,
-            GatewayConfig(
-                **{
-                    "max_batch": 8,
-                    "batches_ahead": 0,
-                    "max_waiting": 20,
-                    "stage_timeout_s": 0.2,
-                    **options,
-                }
-            ),
-            access,
-        )
-        self.gateway = ingress
-        transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
-
-    async def recommend(self, **body: Any) -> dict[str, Any]:
-        response = await self.client.post("/v1/recommend", json=body)
-        assert response.status_code == 200, response.text
-        return response.json()
 
 
 @pytest.fixture
@@ -303,7 +212,7 @@ def test_a_part_that_failed_is_sent_again(rig: Rig):
 def test_a_batch_is_split_over_the_replicas(paper_bundles: BundleStore):
     async def main():
         rig = Rig(paper_bundles, max_batch=16)
-        rig.gateway._rerank.replicas = 2
+        rig.gateway._stages[2].replicas = 2
         bodies = [{"user_id": "ann", "k": 5} for _ in range(16)]
         answers = await asyncio.gather(*(rig.recommend(**body) for body in bodies))
         assert all(ids(answer) == ["i4", "i3", "i2", "i1", "i0"] for answer in answers)
@@ -311,98 +220,6 @@ def test_a_batch_is_split_over_the_replicas(paper_bundles: BundleStore):
         assert rig.reranker.sizes == [8, 8]
 
     asyncio.run(main())
-
-
-class TestSwap:
-    @pytest.fixture
-    def store(self, paper_bundles: BundleStore, tmp_path: Path) -> BundleStore:
-        shutil.copytree(paper_bundles.directory, tmp_path / "store", symlinks=True)
-        return BundleStore(tmp_path / "store")
-
-    @staticmethod
-    def other(store: BundleStore, tmp_path: Path) -> str:
-        """Another bundle: the same, but for the titles."""
-        pipeline = tmp_path / "other"
-        shutil.copytree(store.current(), pipeline, ignore=shutil.ignore_patterns("manifest.json"))
-        catalogue = Catalogue.load(pipeline / "catalogue.parquet")
-        titles = tuple(f"Other {title}" for title in catalogue.titles)
-        (pipeline / "catalogue.parquet").unlink()
-        replace(catalogue, titles=titles).save(pipeline / "catalogue.parquet")
-        return store.add(pipeline).id
-
-    def test_the_promoted_bundle_is_swapped_in_and_back(self, store: BundleStore, tmp_path: Path):
-        first, second = store.current().name, self.other(store, tmp_path)
-        rig = Rig(store)
-
-        async def main():
-            await rig.gateway._shelf.follow()
-            assert rig.retriever.held == [first]
-            store.promote(second, "test")
-            await rig.gateway._shelf.follow()
-            assert rig.embedder.held == rig.reranker.held == [second, first]
-            answer = await rig.recommend(user_id="ann")
-            assert answer["bundle"] == second
-            assert answer["items"][0]["title"].startswith("Other")
-            old = await rig.recommend(user_id="ann", bundle=first)
-            assert (old["bundle"], old["items"][0]["title"][:5]) == (first, "Title")
-            assert (await rig.client.get("/v1/bundle")).json()["held"] == [second, first]
-            store.rollback()
-            await rig.gateway._shelf.follow()
-            assert (await rig.recommend())["bundle"] == first
-
-        asyncio.run(main())
-
-    def test_a_request_keeps_the_bundle_that_it_began_with(
-        self, store: BundleStore, tmp_path: Path
-    ):
-        first, second = store.current().name, self.other(store, tmp_path)
-        rig = Rig(store)
-
-        async def main():
-            rig.retriever.failure = lambda: asyncio.sleep(0.1)
-            began = asyncio.ensure_future(rig.recommend())
-            await asyncio.sleep(0.03)
-            store.promote(second, "test")
-            await rig.gateway._shelf.follow()
-            late = asyncio.ensure_future(rig.recommend())
-            assert ((await began)["bundle"], (await late)["bundle"]) == (first, second)
-
-        asyncio.run(main())
-
-    def test_no_swap_until_every_stage_holds_it(self, store: BundleStore, tmp_path: Path):
-        first, second = store.current().name, self.other(store, tmp_path)
-        rig = Rig(store)
-
-        async def main():
-            rig.reranker.refusal = RuntimeError("replica died")
-            store.promote(second, "test")
-            await rig.gateway._shelf.follow()
-            assert (await rig.recommend())["bundle"] == first
-            rig.reranker.refusal = None
-            await rig.gateway._shelf.follow()
-            assert (await rig.recommend())["bundle"] == second
-
-        asyncio.run(main())
-
-    def test_a_damaged_bundle_changes_nothing(self, store: BundleStore, tmp_path: Path):
-        first, second = store.current().name, self.other(store, tmp_path)
-        rig = Rig(store)
-        store.promote(second, "test")
-        file = store.path(second) / "users.parquet"
-        file.chmod(0o644)
-        file.write_bytes(file.read_bytes()[:-1] + b"x")
-
-        async def main():
-            await rig.gateway._shelf.follow()
-            assert (await rig.recommend())["bundle"] == first
-            assert rig.retriever.held == []  # nobody was asked to load it
-
-        asyncio.run(main())
-
-    def test_a_bundle_that_is_not_held_is_422(self, rig: Rig):
-        response = asyncio.run(rig.client.post("/v1/recommend", json={"bundle": "other"}))
-        assert response.status_code == 422
-        assert response.json()["detail"][0]["field"] == "bundle"
 
 
 def test_bundle(rig: Rig, paper_bundles: BundleStore):

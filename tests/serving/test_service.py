@@ -156,7 +156,7 @@ def test_an_explanation_does_not_depend_on_the_rest_of_the_batch(service: Servic
 def test_without_a_searched_fusion_nothing_is_reranked(service: Service, tmp_path: Path):
     (tmp_path / "fusion.json").unlink()
     plain = Service.load(tmp_path)
-    assert not plain.reranks(ask(plain, {"user_id": "ann"}).histories).any()
+    assert not plain.rerank_weights(ask(plain, {"user_id": "ann"}).histories).any()
 
 
 def test_answers_do_not_share_what_they_say_of_the_batch(service: Service):

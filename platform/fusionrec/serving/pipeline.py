@@ -8,7 +8,8 @@ and nothing more:
     retrieve  histories → fused candidates                  needs sources/, fusion.json
     rerank    histories, fused → fused                      needs reranker/, fusion.json
 
-A *pipeline directory* holds what the jobs made; published, it is a bundle.
+A *pipeline directory* holds what the jobs made; published, it is a bundle. Its ``inference.json``,
+if it has one, says in which precision its language models compute, here as everywhere.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fusionrec.errors import BundleError
 from fusionrec.fusion.candidates import Candidates, candidates
 from fusionrec.fusion.model import Fused as Fused
 from fusionrec.fusion.model import Fusion, fuse
+from fusionrec.language.precision import Precision, read_inference
 from fusionrec.sources.load import load_source
 from fusionrec.sources.protocol import Source
 
@@ -92,10 +94,14 @@ class Pipeline:
     def load(cls, directory: Path, *, stages: frozenset[Stage] = ALL_STAGES) -> Self:
         """Load what ``stages`` need of a pipeline directory; large arrays are memory-mapped.
 
+        A language model whose precision is bf16 is loaded in fp32 on a machine that has no
+        instructions for bf16.
+
         Raises:
             BundleError: a part is missing or cannot be read.
         """
         config = read_config(directory)
+        inference = read_inference(directory)
         retrieves = Stage.RETRIEVER in stages
         # Who only retrieves knows codes: the texts of a million items take a gigabyte.
         reads = stages != {Stage.RETRIEVER}
@@ -111,8 +117,8 @@ class Pipeline:
                 np.load(directory / "item_counts.npy", allow_pickle=False),
                 sources,
                 _fusion(directory, config),
-                _encoder(directory / "encoder") if embeds else None,
-                _reranker(directory / "reranker") if reranks else None,
+                _encoder(directory / "encoder", inference.encoder) if embeds else None,
+                _reranker(directory / "reranker", inference.reranker) if reranks else None,
                 np.load(vectors, mmap_mode="r", allow_pickle=False)
                 if retrieves and vectors.is_file()
                 else None,
@@ -193,17 +199,17 @@ def read_config(directory: Path) -> PipelineConfig:
         raise BundleError(f"{path} is wrong: {error.errors()[0]['msg']}; fit again") from error
 
 
-def _encoder(folder: Path) -> Encoder:
+def _encoder(folder: Path, precision: Precision) -> Encoder:
     # Here, as in _reranker: torch costs seconds and 200 MB, and a retriever needs neither model.
     from fusionrec.language.encoder import Encoder
 
-    return Encoder.load(folder)
+    return Encoder.load(folder, precision=precision)
 
 
-def _reranker(folder: Path) -> Reranker:
+def _reranker(folder: Path, precision: Precision) -> Reranker:
     from fusionrec.language.reranker import Reranker
 
-    return Reranker.load(folder)
+    return Reranker.load(folder, precision=precision)
 
 
 def _fusion(directory: Path, config: PipelineConfig) -> Fusion:

@@ -200,6 +200,8 @@ class Service:
                 score=float(fused.scores[row, column]),
             )
             if request.explain:
+                recommendation.categories = list(self.catalogue.categories[code])
+                recommendation.domain = self.catalogue.domains[code]
                 terms = fused.terms[row, :, column].tolist()
                 recommendation.terms = dict(zip(fused.term_names, terms, strict=True))
                 if not reranked:  # the term is there, as 0, if another history of the batch was

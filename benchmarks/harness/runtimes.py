@@ -1,0 +1,192 @@
+"""Ways to run a text model on this CPU: torch, ONNX Runtime, OpenVINO, in several precisions."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from fusionrec.data.histories import FloatArray
+from fusionrec.language.encoder import vectors
+
+Inputs: TypeAlias = Mapping[str, torch.Tensor]
+Forward: TypeAlias = Callable[[Inputs], FloatArray]
+
+
+class WholeEncoder(torch.nn.Module):
+    """Tokens in, unit vectors out, as one module: what is compiled and exported."""
+
+    def __init__(self, model: Any, pooling: Any) -> None:
+        super().__init__()
+        self.model, self.pooling = model, pooling
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, D] vectors."""
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+        }
+        return vectors(self.model, inputs, self.pooling)
+
+
+class WholeReranker(torch.nn.Module):
+    """Tokens in, logits out."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, 1] logits."""
+        logits: torch.Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).logits
+        return logits.float()
+
+
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def forward_of(module: torch.nn.Module) -> Forward:
+    """``module`` in torch."""
+
+    def forward(inputs: Inputs) -> FloatArray:
+        with torch.inference_mode():
+            found: torch.Tensor = module(*(inputs[name] for name in NAMES))
+            return found.float().numpy()
+
+    return forward
+
+
+def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[], Forward]]:
+    """Name → what prepares it."""
+
+    def compiled(dtype: torch.dtype) -> Forward:
+        return forward_of(torch.compile(make().to(dtype), dynamic=True))  # type: ignore[arg-type]
+
+    def dynamic_int8() -> Forward:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            quantise_dynamic: Any = torch.ao.quantization.quantize_dynamic
+            return forward_of(quantise_dynamic(make(), {torch.nn.Linear}, dtype=torch.qint8))
+
+    return {
+        "torch fp32": lambda: forward_of(make()),
+        "torch bf16": lambda: forward_of(make().to(torch.bfloat16)),
+        "torch int8, dynamic": dynamic_int8,
+        "torch.compile fp32": lambda: compiled(torch.float32),
+        "torch.compile bf16": lambda: compiled(torch.bfloat16),
+    }
+
+
+def exported_runtimes(
+    module: torch.nn.Module, calibration: Sequence[Inputs], folder: Path, threads: int
+) -> dict[str, Callable[[], Forward]]:
+    """As :func:`torch_runtimes`, for what is installed of ONNX Runtime and OpenVINO."""
+    if importlib.util.find_spec("onnxscript") is None:
+        return {}
+    fp32, dynamic, static = (folder / f"{name}.onnx" for name in ("fp32", "dynamic", "static"))
+    if not fp32.is_file():
+        export(module, calibration[0], fp32)
+        quantise(fp32, dynamic, static, calibration)
+    found: dict[str, Callable[[], Forward]] = {}
+    if importlib.util.find_spec("onnxruntime") is not None:
+        found["ONNX Runtime fp32"] = lambda: onnx_forward(fp32, threads)
+        found["ONNX Runtime int8, dynamic"] = lambda: onnx_forward(dynamic, threads)
+        found["ONNX Runtime int8, static"] = lambda: onnx_forward(static, threads)
+    if importlib.util.find_spec("openvino") is not None:
+        found["OpenVINO fp32"] = lambda: openvino_forward(fp32, threads, "f32")
+        found["OpenVINO bf16"] = lambda: openvino_forward(fp32, threads, "bf16")
+        found["OpenVINO int8, static"] = lambda: openvino_forward(static, threads, "f32")
+    return found
+
+
+def export(module: torch.nn.Module, inputs: Inputs, path: Path) -> None:
+    """Write ONNX with free batch size and length."""
+    axes = {name: {0: "texts", 1: "tokens"} for name in NAMES}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            tuple(inputs[name] for name in NAMES),
+            str(path),
+            input_names=list(NAMES),
+            output_names=["out"],
+            dynamic_axes={**axes, "out": {0: "texts"}},
+            dynamo=False,
+        )
+
+
+def quantise(fp32: Path, dynamic: Path, static: Path, calibration: Sequence[Inputs]) -> None:
+    """8-bit weights, activations scaled as they come (dynamic) or as in ``calibration``."""
+    from onnxruntime import quantization as q
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(q.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch[name].numpy() for name in NAMES}
+
+    prepared = fp32.with_name("prepared.onnx")
+    quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
+    multiply = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
+    q.quantize_dynamic(str(prepared), str(dynamic), weight_type=q.QuantType.QInt8, **multiply)
+    q.quantize_static(
+        str(prepared),
+        str(static),
+        Reader(),
+        quant_format=q.QuantFormat.QDQ,
+        activation_type=q.QuantType.QUInt8,
+        weight_type=q.QuantType.QInt8,
+        **multiply,
+    )
+
+
+def onnx_forward(path: Path, threads: int) -> Forward:
+    """A session of ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    known = {each.name for each in session.get_inputs()}
+
+    def forward(inputs: Inputs) -> FloatArray:
+        feed = {name: inputs[name].numpy() for name in NAMES if name in known}
+        found: FloatArray = session.run(None, feed)[0]
+        return found
+
+    return forward
+
+
+def openvino_forward(path: Path, threads: int, precision: str) -> Forward:
+    """A model compiled by OpenVINO."""
+    import openvino
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    model = openvino.Core().compile_model(str(path), "CPU", settings)
+    known = {name for port in model.inputs for name in port.get_names()}
+
+    def forward(inputs: Inputs) -> FloatArray:
+        found = model({name: inputs[name].numpy() for name in NAMES if name in known})[0]
+        return np.array(found, dtype=np.float32)
+
+    return forward

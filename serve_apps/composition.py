@@ -1,0 +1,284 @@
+"""A batch on its way through the stages, and the answers that it ends in.
+
+A batch is one unit: one call per stage and replica, awaited before the next stage is called, then
+scattered again. A stage that is down, or too slow for what is left of the time, is left out of the
+answer and named in ``degraded``; without the retriever there is no answer, and the client is told
+to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fusionrec.data.histories import FloatArray, Histories, IntArray
+from fusionrec.fusion.model import Fused
+from fusionrec.serving.schemas import RecommendRequest, RecommendResponse
+from fusionrec.serving.service import Questions, Trace
+from serve_apps.api import Unavailable
+from serve_apps.batching import Entry
+from serve_apps.cache import VectorCache
+from serve_apps.calls import Stage
+from serve_apps.metrics import Metrics
+from serve_apps.swap import Loaded
+from serve_apps.tracing import Tracer
+
+logger = logging.getLogger("ray.serve")
+
+_EMBED_SHARE = 0.5
+"""Of the time that is left, what the embedder may take: the sources without text need the rest."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One request, and the bundle that answers it."""
+
+    request: RecommendRequest
+    bundle: Loaded
+    span: Any = None
+    """Of its trace, where there is one."""
+
+
+Jobs = Sequence[Entry[Job, RecommendResponse]]
+Reply = Callable[..., RecommendResponse]
+"""Makes the answer to one row; see :meth:`Composition._reply`."""
+
+
+class Composition:
+    """The stages of one gateway, put together. Lives in one event loop."""
+
+    def __init__(
+        self,
+        embed: Stage,
+        retrieve: Stage,
+        rerank: Stage,
+        *,
+        stage_timeout_s: float,
+        vector_cache: int,
+        metrics: Metrics,
+        tracer: Tracer | None,
+    ) -> None:
+        """Compose three stages.
+
+        Args:
+            embed: text vectors of histories.
+            retrieve: fused candidates.
+            rerank: scores of the top of the lists.
+            stage_timeout_s: a stage that takes longer has failed.
+            vector_cache: text vectors that are kept.
+            metrics: told of every batch.
+            tracer: makes the spans of sampled ones.
+        """
+        self._embed = embed
+        self._retrieve = retrieve
+        self._rerank = rerank
+        self._stage_timeout_s = stage_timeout_s
+        self._cache = VectorCache(vector_cache)
+        self._metrics = metrics
+        self._tracer = tracer
+        self.came_up = False
+        """Whether every stage has answered once."""
+
+    async def answer(self, entries: Jobs) -> None:
+        """Answer a batch; requests for different bundles travel apart."""
+        by_bundle: defaultdict[str, list[Entry[Job, RecommendResponse]]] = defaultdict(list)
+        for entry in entries:
+            by_bundle[entry.question.bundle.id].append(entry)
+        if len(by_bundle) == 1:
+            await self._answer(entries)
+        else:
+            await asyncio.gather(*(self._answer(part) for part in by_bundle.values()))
+
+    async def _answer(self, entries: Jobs) -> None:
+        started = time.monotonic()
+        bundle = entries[0].question.bundle
+        trace = Trace()
+        with bundle.used():
+            questions = bundle.service.ask([entry.question.request for entry in entries])
+            embedded = await self._embedded(bundle, questions.histories, entries, trace)
+            fused = await self._retrieved(bundle, embedded, entries, trace)
+            without: Counter[str] = Counter()
+            reply = partial(self._reply, bundle, questions, entries, started, without)
+            rows = await self._read(bundle, embedded, fused, entries, trace, reply)
+        self.came_up = self.came_up or not trace.degraded
+        self._metrics.observe_batch(
+            len(entries),
+            trace.timings_ms,
+            waited_ms=[(started - entry.since) * 1e3 for entry in entries],
+            degraded=without,
+            num_reranked=rows,
+        )
+        if self._tracer is not None:
+            self._tracer.record_batch(
+                [entry.question.span for entry in entries],
+                size=len(entries),
+                bundle=bundle.id,
+                seconds=time.monotonic() - started,
+                timings_ms=trace.timings_ms,
+                degraded=trace.degraded,
+            )
+
+    async def _embedded(
+        self, bundle: Loaded, histories: Histories, entries: Jobs, trace: Trace
+    ) -> Histories:
+        """The histories with their text vectors; without, where the embedder is down."""
+        if not bundle.embeds:
+            return histories
+        keys = self._cache.keys(bundle.id, histories)
+        known = [self._cache.get(key) for key in keys]
+        unknown = [row for row, vector in enumerate(known) if vector is None]
+        self._metrics.count_cache(
+            hits=len(keys) - len(unknown), misses=sum(keys[row] is not None for row in unknown)
+        )
+        if unknown:
+            asked = histories if len(unknown) == len(keys) else histories.take(unknown)
+            started = time.monotonic()
+            left_s = min(entry.remaining for entry in entries)
+            try:
+                vectors: FloatArray = await self._embed.call(
+                    len(asked),
+                    lambda start, stop: (bundle.id, asked.slice(start, stop)),
+                    np.concatenate,
+                    min(self._stage_timeout_s, max(_EMBED_SHARE * left_s, 0)),
+                )
+            except Exception as error:
+                self._degrade(trace, "embed", error)
+                return histories
+            finally:
+                trace.timings_ms["embed"] = milliseconds(time.monotonic() - started)
+            for row, vector in zip(unknown, vectors, strict=True):
+                known[row] = vector
+                self._cache.put(keys[row], vector)
+        return histories.with_vectors(np.stack([v for v in known if v is not None]))
+
+    async def _retrieved(
+        self, bundle: Loaded, histories: Histories, entries: Jobs, trace: Trace
+    ) -> Fused:
+        """The fused candidates.
+
+        Raises:
+            Unavailable: the retriever is down.
+        """
+        requests = [entry.question.request for entry in entries]
+        # All of them where some are filtered out here: nobody knows how many will be left.
+        depth = None
+        if all(request.filters is None for request in requests):
+            depth = max(bundle.rerank_top, *(request.k for request in requests))
+        started = time.monotonic()
+        try:
+            return await self._retrieve.call(
+                len(histories),
+                lambda start, stop: (bundle.id, histories.slice(start, stop), depth),
+                Fused.join,
+                self._stage_timeout_s,
+            )
+        except Exception as error:
+            logger.error("stage retrieve failed, no answer: %r", error)
+            raise Unavailable from error
+        finally:
+            trace.timings_ms["retrieve"] = milliseconds(time.monotonic() - started)
+
+    async def _read(
+        self,
+        bundle: Loaded,
+        histories: Histories,
+        fused: Fused,
+        entries: Jobs,
+        trace: Trace,
+        reply: Reply,
+    ) -> int:
+        """Rerank where that helps and there is time for it; answer everybody.
+
+        Returns:
+            How many answers the reranker had a part in.
+        """
+        weights = bundle.service.rerank_weights(histories)
+        helped = (weights > 0) & bundle.reranks
+        for row in np.nonzero(~helped)[0].tolist():
+            reply(row, fused, trace, reranked=False)
+        rows = np.nonzero(helped)[0]
+        if not len(rows):
+            return 0
+        without = Trace(trace.timings_ms, [*trace.degraded, "rerank"])
+
+        def late(row: int) -> RecommendResponse:
+            self._metrics.count_degraded(without.degraded)
+            return reply(row, fused, without, reranked=False, give=False)
+
+        expected_s = self._rerank.expected_s(len(rows))
+        in_time = np.array([entries[row].remaining > expected_s for row in rows.tolist()])
+        for row in rows[~in_time].tolist():
+            reply(row, fused, without, reranked=False)
+        rows = rows[in_time]
+        for row in rows.tolist():
+            entries[row].fallback = partial(late, row)
+        started = time.monotonic()
+        try:
+            reranked = await self._reranked(bundle, histories, fused, rows, weights)
+        except Exception as error:
+            self._degrade(trace, "rerank", error)
+            for row in rows.tolist():
+                reply(row, fused, trace, reranked=False)
+            return 0
+        trace.timings_ms["rerank"] = milliseconds(time.monotonic() - started)
+        for row in rows.tolist():
+            reply(row, reranked, trace, reranked=True)
+        return len(rows)
+
+    async def _reranked(
+        self,
+        bundle: Loaded,
+        histories: Histories,
+        fused: Fused,
+        rows: IntArray,
+        weights: FloatArray,
+    ) -> Fused:
+        if not len(rows):
+            return fused
+        asked, items = histories.take(rows), fused.items[rows, : bundle.rerank_top]
+        scores: FloatArray = await self._rerank.call(
+            len(rows),
+            lambda start, stop: (bundle.id, asked.slice(start, stop), items[start:stop]),
+            np.concatenate,
+            self._stage_timeout_s,
+        )
+        return fused.reranked(rows, weights[rows, None] * scores)
+
+    def _reply(
+        self,
+        bundle: Loaded,
+        questions: Questions,
+        entries: Jobs,
+        started: float,
+        without: Counter[str],
+        row: int,
+        fused: Fused,
+        trace: Trace,
+        *,
+        reranked: bool,
+        give: bool = True,
+    ) -> RecommendResponse:
+        """Make the answer to one request, and give it unless it is only kept ready."""
+        answer = bundle.service.answer_row(questions, row, fused, trace, reranked=reranked)
+        answer.timings_ms["queue"] = milliseconds(started - entries[row].since)
+        if give:
+            without.update(trace.degraded)
+            entries[row].answer(answer)
+        return answer
+
+    def _degrade(self, trace: Trace, stage: str, error: Exception) -> None:
+        trace.degraded.append(stage)
+        logger.warning("stage %s failed, answering without it: %r", stage, error)
+
+
+def milliseconds(seconds: float) -> float:
+    """For people: to the microsecond."""
+    return round(seconds * 1e3, 3)

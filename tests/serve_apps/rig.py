@@ -1,0 +1,96 @@
+"""A gateway over fake stages."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+
+from fusionrec.bundles.store import BundleStore
+from fusionrec.data.histories import Histories
+from fusionrec.fusion.model import Fused
+from serve_apps.gateway import Gateway, GatewayConfig
+from serve_apps.security import Access
+
+OPEN = Access()
+
+
+class FakeStage:
+    """Answers like a Serve handle; ``failure`` is raised, or awaited where it is a function."""
+
+    def __init__(self, name: str, method: Callable[..., Any]) -> None:
+        self.sizes: list[int] = []
+        self.failure: Exception | Callable[[], Any] | None = None
+        self.refusal: Exception | None = None
+        self.held: list[str] = []
+        self._method = method
+        setattr(self, name, SimpleNamespace(remote=self._remote))
+
+    def broadcast(self, method: str, bundles: list[str]) -> Any:
+        assert method == "hold"
+        self.held = bundles
+
+        async def results(timeout_s: float) -> list[Any]:
+            if self.refusal is not None:
+                raise self.refusal
+            return [bundles]
+
+        return SimpleNamespace(results_async=results)
+
+    async def _remote(self, bundle: str, histories: Histories, *rest: Any) -> Any:
+        assert len(bundle) == 32
+        self.sizes.append(len(histories))
+        if isinstance(self.failure, Exception):
+            raise self.failure
+        if self.failure is not None:
+            await self.failure()
+        return self._method(histories, *rest)
+
+
+def retrieve(histories: Histories, depth: int | None) -> Fused:
+    """Items 0 to 4; the term of the vectors is missing without the embedder."""
+    items = np.tile(np.arange(5, dtype=np.int32), (len(histories), 1))
+    text = 0.0 if histories.vectors is None else 0.25
+    terms = np.tile(np.array([[0.5], [text]], np.float32), (len(histories), 1, 5))
+    return Fused(items, terms.sum(axis=1), terms, ("popularity", "semantic")).head(depth)
+
+
+def rerank(histories: Histories, items: Any) -> Any:
+    """The reverse order."""
+    assert items.shape[1] == 5
+    return np.tile(np.linspace(0, 1, 5, dtype=np.float32), (len(histories), 1))
+
+
+class Rig:
+    """A gateway over fake stages and a client that calls it in this process."""
+
+    def __init__(self, store: BundleStore, *, access: Access = OPEN, **options: Any) -> None:
+        self.embedder = FakeStage("embed", lambda h: np.ones((len(h), 2), np.float32))
+        self.retriever = FakeStage("retrieve", retrieve)
+        self.reranker = FakeStage("rerank", rerank)
+        ingress = Gateway(
+            str(store.directory),
+            None,
+            self.embedder,
+            self.retriever,
+            self.reranker,
+            GatewayConfig(
+                **{
+                    "max_batch": 8,
+                    "batches_ahead": 0,
+                    "max_waiting": 20,
+                    "stage_timeout_s": 0.2,
+                    **options,
+                }
+            ),
+            access,
+        )
+        self.gateway = ingress
+        transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    async def recommend(self, **body: Any) -> dict[str, Any]:
+        response = await self.client.post("/v1/recommend", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()

@@ -1,0 +1,106 @@
+"""Live swap of bundles, over fake stages."""
+
+import asyncio
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fusionrec.bundles.store import BundleStore
+from fusionrec.data.catalogue import Catalogue
+from tests.serve_apps.rig import Rig
+
+
+@pytest.fixture
+def store(paper_bundles: BundleStore, tmp_path: Path) -> BundleStore:
+    shutil.copytree(paper_bundles.directory, tmp_path / "store", symlinks=True)
+    return BundleStore(tmp_path / "store")
+
+
+def other(store: BundleStore, tmp_path: Path) -> str:
+    """Another bundle: the same, but for the titles."""
+    pipeline = tmp_path / "other"
+    shutil.copytree(store.current(), pipeline, ignore=shutil.ignore_patterns("manifest.json"))
+    catalogue = Catalogue.load(pipeline / "catalogue.parquet")
+    titles = tuple(f"Other {title}" for title in catalogue.titles)
+    (pipeline / "catalogue.parquet").unlink()
+    replace(catalogue, titles=titles).save(pipeline / "catalogue.parquet")
+    return store.add(pipeline).id
+
+
+def test_the_promoted_bundle_is_swapped_in_and_back(store: BundleStore, tmp_path: Path):
+    first, second = store.current().name, other(store, tmp_path)
+    rig = Rig(store)
+
+    async def main():
+        await rig.gateway._shelf.follow()
+        assert rig.retriever.held == [first]
+        store.promote(second, "test")
+        await rig.gateway._shelf.follow()
+        assert rig.embedder.held == rig.reranker.held == [second, first]
+        answer = await rig.recommend(user_id="ann")
+        assert answer["bundle"] == second
+        assert answer["items"][0]["title"].startswith("Other")
+        old = await rig.recommend(user_id="ann", bundle=first)
+        assert (old["bundle"], old["items"][0]["title"][:5]) == (first, "Title")
+        assert (await rig.client.get("/v1/bundle")).json()["held"] == [second, first]
+        store.rollback()
+        await rig.gateway._shelf.follow()
+        assert (await rig.recommend())["bundle"] == first
+
+    asyncio.run(main())
+
+
+def test_a_request_keeps_the_bundle_that_it_began_with(store: BundleStore, tmp_path: Path):
+    first, second = store.current().name, other(store, tmp_path)
+    rig = Rig(store)
+
+    async def main():
+        rig.retriever.failure = lambda: asyncio.sleep(0.1)
+        began = asyncio.ensure_future(rig.recommend())
+        await asyncio.sleep(0.03)
+        store.promote(second, "test")
+        await rig.gateway._shelf.follow()
+        late = asyncio.ensure_future(rig.recommend())
+        assert ((await began)["bundle"], (await late)["bundle"]) == (first, second)
+
+    asyncio.run(main())
+
+
+def test_no_swap_until_every_stage_holds_it(store: BundleStore, tmp_path: Path):
+    first, second = store.current().name, other(store, tmp_path)
+    rig = Rig(store)
+
+    async def main():
+        rig.reranker.refusal = RuntimeError("replica died")
+        store.promote(second, "test")
+        await rig.gateway._shelf.follow()
+        assert (await rig.recommend())["bundle"] == first
+        rig.reranker.refusal = None
+        await rig.gateway._shelf.follow()
+        assert (await rig.recommend())["bundle"] == second
+
+    asyncio.run(main())
+
+
+def test_a_damaged_bundle_changes_nothing(store: BundleStore, tmp_path: Path):
+    first, second = store.current().name, other(store, tmp_path)
+    rig = Rig(store)
+    store.promote(second, "test")
+    file = store.path(second) / "users.parquet"
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    async def main():
+        await rig.gateway._shelf.follow()
+        assert (await rig.recommend())["bundle"] == first
+        assert rig.retriever.held == []  # nobody was asked to load it
+
+    asyncio.run(main())
+
+
+def test_a_bundle_that_is_not_held_is_422(store: BundleStore):
+    response = asyncio.run(Rig(store).client.post("/v1/recommend", json={"bundle": "other"}))
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["field"] == "bundle"

@@ -9,6 +9,7 @@ import torch
 
 from fusionrec.errors import ModelError
 from fusionrec.language.encoder import Encoder, EncoderConfig, vectors
+from fusionrec.language.precision import Precision
 
 TEXTS = ["a film of space", "", "war", "love and music in the night " * 9, "the book", "  ", "war"]
 
@@ -149,6 +150,40 @@ def test_several_threads(encoder: Encoder):
     assert len(found) == 8
     for one in found:
         np.testing.assert_allclose(one, expected, atol=1e-6)
+
+
+def test_bf16_stays_close_and_answers_in_float32(tiny_encoder: Path, monkeypatch):
+    monkeypatch.setattr("fusionrec.language.encoder.usable", lambda precision, _: precision)
+    exact = Encoder.load(tiny_encoder, device="cpu", precision=Precision.FP32)
+    half = Encoder.load(tiny_encoder, device="cpu", precision=Precision.BF16)
+    assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
+    found = half.encode(TEXTS)
+    assert found.dtype == np.float32
+    cosines = (found * exact.encode(TEXTS)).sum(axis=1)
+    np.testing.assert_allclose(cosines, [1, 0, 1, 1, 1, 0, 1], atol=1e-3)
+    assert not np.array_equal(found, exact.encode(TEXTS))
+    alone = half.encode(TEXTS, batch_size=1)  # other neighbours, a little another vector
+    np.testing.assert_allclose((found * alone).sum(axis=1), [1, 0, 1, 1, 1, 0, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "loaded"),
+    [
+        ({"amx_bf16": True}, Precision.BF16),
+        ({"amx_bf16": False, "avx512_bf16": True}, Precision.BF16),
+        ({"avx512_f": True, "amx_bf16": False, "avx512_bf16": False}, Precision.FP32),
+        ({}, Precision.FP32),
+    ],
+)
+def test_bf16_is_loaded_only_where_it_is_fast(
+    tiny_encoder: Path, monkeypatch, capabilities, loaded
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    encoder = Encoder.load(tiny_encoder, device="cpu", precision=Precision.BF16)
+    assert encoder.precision is loaded
+    dtype = torch.bfloat16 if loaded is Precision.BF16 else torch.float32
+    assert encoder.model.dtype == dtype
+    assert Encoder.load(tiny_encoder, device="cpu").model.dtype == torch.float32
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ import torch
 
 from fusionrec.errors import ModelError
 from fusionrec.language.encoder import Encoder
+from fusionrec.language.precision import Precision
 from fusionrec.language.reranker import Reranker, RerankerConfig
 
 HISTORIES = ["a film of space; war", "", "love"]
@@ -84,3 +85,27 @@ def test_more_tokens_than_positions(reranker: Reranker):
     config = reranker.config.model_copy(update={"max_tokens": 129})
     with pytest.raises(ModelError, match="max_tokens = 129 is more than the 128 positions"):
         Reranker(reranker.model, reranker.tokenizer, config)
+
+
+def test_bf16_tells_close_candidates_apart(reranker: Reranker, tmp_path: Path, monkeypatch):
+    """A bf16 logit near 8 would be a multiple of 1/64: scores closer than that would tie."""
+    torch.nn.init.constant_(reranker.model.classifier.bias, 8.0)
+    try:
+        reranker.save(tmp_path)
+        exact = np.concatenate(reranker.score(HISTORIES, CANDIDATES))
+    finally:
+        torch.nn.init.constant_(reranker.model.classifier.bias, 0.0)
+    monkeypatch.setattr("fusionrec.language.reranker.usable", lambda precision, _: precision)
+    half = Reranker.load(tmp_path, device="cpu", precision=Precision.BF16)
+    assert half.model.dtype == torch.bfloat16
+    found = np.concatenate(half.score(HISTORIES, CANDIDATES))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, exact, atol=0.02)
+    assert np.abs(found[:3] * 64 - np.round(found[:3] * 64)).max() > 1e-2
+    assert len(set(found[:3].tolist())) == 3
+
+
+def test_bf16_is_loaded_only_where_it_is_fast(tiny_encoder: Path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    reranker = Reranker.load(tiny_encoder, device="cpu", precision=Precision.BF16)
+    assert (reranker.precision, reranker.model.dtype) == (Precision.FP32, torch.float32)

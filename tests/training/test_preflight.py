@@ -5,7 +5,8 @@ import torch
 
 from fusionrec.errors import ConfigError, ModelError, TrainingError
 from fusionrec.training import preflight
-from fusionrec.training.config import LoraSettings, Precision, TrainingConfig
+from fusionrec.language.precision import Precision
+from fusionrec.training.config import LoraSettings, TrainingConfig
 from fusionrec.training.tasks import TaskSettings
 
 

@@ -21,7 +21,15 @@ from transformers import AutoModel, AutoTokenizer
 from fusionrec.config import Config
 from fusionrec.data.histories import FloatArray
 from fusionrec.errors import ModelError
-from fusionrec.language.inference import check_max_tokens, infer, pad, pick_device, tokenize
+from fusionrec.language.inference import (
+    check_max_tokens,
+    infer,
+    pad,
+    pick_device,
+    tokenize,
+    usable,
+    weights_dtype,
+)
 from fusionrec.language.models import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL,
@@ -32,6 +40,7 @@ from fusionrec.language.models import (
     resolve,
     save_pretrained,
 )
+from fusionrec.language.precision import Precision
 
 Pooling = Literal["mean", "cls"]
 
@@ -77,9 +86,14 @@ class Encoder:
     """A text model on a device. Safe to call from several threads."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, config: EncoderConfig, device: torch.device | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: EncoderConfig,
+        device: torch.device | None = None,
+        precision: Precision = Precision.AUTO,
     ) -> None:
-        """Wrap a loaded model, which is moved to ``device`` (by default left where it is).
+        """Wrap a model loaded in ``precision``; it is moved to ``device`` (default: left there).
 
         Raises:
             ModelError: the model has fewer positions than ``config.max_tokens``.
@@ -88,6 +102,7 @@ class Encoder:
         self.model = model if device is None else model.to(device)
         self.tokenizer = tokenizer
         self.config = config
+        self.precision = precision
         # Sets the tokenizer's truncation now: to change it while another thread encodes raises.
         tokenize(tokenizer, config.max_tokens, [""])
 
@@ -98,20 +113,26 @@ class Encoder:
         *,
         revision: str | None = None,
         device: torch.device | str | None = None,
+        precision: Precision = Precision.AUTO,
     ) -> Self:
         """Load what :meth:`save` wrote, or any model that :func:`~.models.resolve` finds.
 
         A model that is not one of ours brings its pooling and length along where it was published
-        for sentence-transformers. ``device`` is the GPU by default, where there is one.
+        for sentence-transformers. ``device`` is the GPU by default, where there is one. With
+        ``precision`` bf16 on a device without instructions for it, fp32 is loaded, which is faster
+        there; in bf16 a text's vector depends a little on the batch that it is in.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
         """
         folder = resolve(model, revision)
         config = read_settings(EncoderConfig, folder) or _published(folder, str(model), revision)
-        backbone = load_pretrained(AutoModel.from_pretrained, folder, dtype=torch.float32)
+        place = pick_device(device)
+        precision = usable(precision, place)
+        dtype = weights_dtype(precision)
+        backbone = load_pretrained(AutoModel.from_pretrained, folder, dtype=dtype)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
-        return cls(backbone.eval(), tokenizer, config, pick_device(device))
+        return cls(backbone.eval(), tokenizer, config, place, precision)
 
     @property
     def dimension(self) -> int:
@@ -130,7 +151,9 @@ class Encoder:
             rows = tokenize(
                 self.tokenizer, self.config.max_tokens, [texts[index] for index in filled]
             )
-            out[filled] = infer(self.model, self.tokenizer, rows, self._vectors, batch_size)
+            out[filled] = infer(
+                self.model, self.tokenizer, rows, self._vectors, batch_size, self.precision
+            )
         return out
 
     def save(self, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the encoder and the reranker share: tokens, and batches of similar length.
+"""What the encoder and the reranker share: tokens, precision, and batches of similar length.
 
 Texts are sorted by their number of tokens before they are batched: a batch is padded to its longest
 text, and without the order most of the work would be on padding.
@@ -15,6 +15,7 @@ import torch
 
 from fusionrec.data.histories import FloatArray
 from fusionrec.errors import ModelError
+from fusionrec.language.precision import Precision
 
 Row: TypeAlias = dict[str, list[int]]
 """One tokenised text: ``input_ids``, ``attention_mask`` and what else its model takes."""
@@ -25,6 +26,29 @@ def pick_device(device: torch.device | str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def usable(precision: Precision, device: torch.device) -> Precision:
+    """``precision``, but fp32 for bf16 where it would be slower: on a device that only emulates it.
+
+    A CPU has bf16 with AMX or AVX-512 BF16, a GPU from NVIDIA's compute capability 8.0 on.
+    """
+    if precision is not Precision.BF16 or has_bf16(device):
+        return precision
+    return Precision.FP32
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether ``device`` has instructions for bf16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def weights_dtype(precision: Precision) -> torch.dtype:
+    """What a model's weights are loaded as."""
+    return torch.bfloat16 if precision is Precision.BF16 else torch.float32
 
 
 def check_max_tokens(model: Any, max_tokens: int, name: str) -> None:
@@ -66,6 +90,7 @@ def infer(
     rows: Sequence[Row],
     forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
     batch_size: int,
+    precision: Precision,
 ) -> FloatArray:
     """``forward`` of one row or more in batches of similar length; results in the rows' order.
 
@@ -75,11 +100,12 @@ def infer(
         rows: of :func:`tokenize`.
         forward: from padded inputs of B rows to a tensor [B, …].
         batch_size: rows at a time.
+        precision: what the model was loaded in.
     """
     # Longest first: a batch that does not fit into memory fails at once.
     order = np.argsort([-len(row["input_ids"]) for row in rows], kind="stable")
     results = []
-    with _inference(model):
+    with _inference(model, precision):
         for start in range(0, len(order), batch_size):
             inputs = pad(tokenizer, [rows[row] for row in order[start : start + batch_size]])
             on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
@@ -90,8 +116,8 @@ def infer(
 
 
 @contextmanager
-def _inference(model: Any) -> Iterator[None]:
-    """No gradients, no dropout; bf16 on a GPU that has it, float32 elsewhere.
+def _inference(model: Any, precision: Precision) -> Iterator[None]:
+    """No gradients, no dropout; with ``auto``, autocast to bf16 on a GPU that has it.
 
     The weights stay as they are, so that a model is saved in the precision it was loaded in.
     """
@@ -99,7 +125,8 @@ def _inference(model: Any) -> Iterator[None]:
     if training:
         model.eval()
     kind = model.device.type
-    half = kind == "cuda" and torch.cuda.is_bf16_supported()
+    auto = precision is Precision.AUTO
+    half = auto and kind == "cuda" and torch.cuda.is_bf16_supported()
     try:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=half):
             yield

@@ -20,7 +20,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fusionrec.config import Config
 from fusionrec.data.histories import FloatArray
-from fusionrec.language.inference import check_max_tokens, infer, pad, pick_device, tokenize
+from fusionrec.language.inference import (
+    check_max_tokens,
+    infer,
+    pad,
+    pick_device,
+    tokenize,
+    usable,
+    weights_dtype,
+)
 from fusionrec.language.models import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL,
@@ -30,6 +38,7 @@ from fusionrec.language.models import (
     resolve,
     save_pretrained,
 )
+from fusionrec.language.precision import Precision
 
 
 class RerankerConfig(Config):
@@ -49,9 +58,14 @@ class Reranker:
     """A sequence classifier with one logit, on a device. Safe to call from several threads."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, config: RerankerConfig, device: torch.device | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: RerankerConfig,
+        device: torch.device | None = None,
+        precision: Precision = Precision.AUTO,
     ) -> None:
-        """Wrap a loaded model, which is moved to ``device`` (by default left where it is).
+        """Wrap a model loaded in ``precision``; it is moved to ``device`` (default: left there).
 
         Raises:
             ModelError: the model has fewer positions than ``config.max_tokens``.
@@ -60,6 +74,7 @@ class Reranker:
         self.model = model if device is None else model.to(device)
         self.tokenizer = tokenizer
         self.config = config
+        self.precision = precision
         # Sets the tokenizer's truncation now: to change it while another thread encodes raises.
         tokenize(tokenizer, config.max_tokens, [""], [""])
 
@@ -71,11 +86,14 @@ class Reranker:
         revision: str | None = None,
         device: torch.device | str | None = None,
         seed: int = 0,
+        precision: Precision = Precision.AUTO,
     ) -> Self:
         """Load what :meth:`save` wrote, or start one from the weights of an encoder.
 
         A model without a head of one logit gets one, drawn from ``seed``: its scores mean nothing
-        before it is trained. ``device`` is the GPU by default, where there is one.
+        before it is trained. ``device`` is the GPU by default, where there is one. With
+        ``precision`` bf16 on a device without instructions for it, fp32 is loaded, which is faster
+        there; in bf16 a score depends a little on the batch that its pair is in.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
@@ -84,16 +102,20 @@ class Reranker:
         config = read_settings(RerankerConfig, folder) or RerankerConfig(
             model=str(model), revision=revision, max_tokens=fitting_max_tokens(folder)
         )
+        place = pick_device(device)
+        precision = usable(precision, place)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # transformers draws a new head from the global generator
             classifier = load_pretrained(
                 AutoModelForSequenceClassification.from_pretrained,
                 folder,
-                dtype=torch.float32,
+                dtype=weights_dtype(precision),
                 num_labels=1,
             )
+        if precision is Precision.BF16:
+            _keep_logit_whole(classifier)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
-        return cls(classifier.eval(), tokenizer, config, pick_device(device))
+        return cls(classifier.eval(), tokenizer, config, place, precision)
 
     def inputs(
         self, histories: Sequence[str], candidates: Sequence[str]
@@ -122,7 +144,7 @@ class Reranker:
         if not firsts:
             return scores
         rows = tokenize(self.tokenizer, self.config.max_tokens, firsts, seconds)
-        flat = infer(self.model, self.tokenizer, rows, self._logits, batch_size)
+        flat = infer(self.model, self.tokenizer, rows, self._logits, batch_size, self.precision)
         start = 0
         for index in asked:
             stop = start + len(scores[index])
@@ -137,3 +159,9 @@ class Reranker:
     def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = self.model(**inputs).logits[:, 0]
         return logits
+
+
+def _keep_logit_whole(model: torch.nn.Module) -> None:
+    """Compute the last layer in float32: of a bf16 logit's 8 bits, close candidates would tie."""
+    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1].float()
+    last.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from fusionrec.config import Config
+from fusionrec.language.precision import Precision
 
 
 class Method(StrEnum):
@@ -15,14 +16,6 @@ class Method(StrEnum):
 
     FULL = "full"
     LORA = "lora"
-
-
-class Precision(StrEnum):
-    """Arithmetic of forward and backward; optimizer states are float32 always."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
 
 
 class LoraSettings(Config):

@@ -14,7 +14,8 @@ import torch
 
 from fusionrec.errors import ConfigError, ModelError, TrainingError
 from fusionrec.language.models import resolve
-from fusionrec.training.config import Method, Precision, TrainingConfig
+from fusionrec.language.precision import Precision
+from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.tasks import TaskSettings
 
 _FULL_COPIES = 4

@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from fusionrec.training.config import Method, Precision, TrainingConfig
+from fusionrec.language.precision import Precision
+from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.task import Task
 
 SHARDS = "deepspeed"

@@ -6,4 +6,5 @@ for argument in "$@"; do
   previous=$argument
 done
 sed -i -e 's/bind \*:/bind 127.0.0.1:/' -e 's/bind :\([0-9]\)/bind 127.0.0.1:\1/' "$config"
+echo $$ >> "$FUSIONREC_HAPROXY_PIDS"
 exec "$FUSIONREC_HAPROXY" "$@"

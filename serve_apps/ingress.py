@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import signal
 import socket
 import tempfile
-from collections.abc import MutableMapping
-from contextlib import ExitStack
+from collections.abc import Mapping, MutableMapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 """Serve's variable; set to 0, Serve's own proxy is used."""
+PIDS = "FUSIONREC_HAPROXY_PIDS"
+"""Where haproxy.sh notes the processes that it starts."""
 
 
 def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -45,6 +49,9 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
         "FUSIONREC_HAPROXY": str(binary),
+        PIDS: str(folder / "pids"),
+        # How long a replica that is to go waits until HAProxy knows; 30 s by default.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         # By default all Serves of a machine share these, and the second one stops the first.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -58,6 +65,22 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
     }.items():
         environment.setdefault(name, value)
     return True
+
+
+def stop_haproxy(environment: Mapping[str, str] = os.environ) -> None:
+    """End what is left of HAProxy when Ray has stopped: it survives its manager.
+
+    Else it would keep the port, and answer 503 to whoever comes.
+    """
+    pids = Path(environment.get(PIDS, ""))
+    if not pids.is_file():
+        return
+    for line in pids.read_text(encoding="ascii").split():
+        name = Path(f"/proc/{line}/comm")
+        with suppress(OSError):  # it has ended, and perhaps another process has its number
+            if name.read_text(encoding="ascii").strip() == "haproxy":
+                os.kill(int(line), signal.SIGTERM)
+    shutil.rmtree(pids.parent, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:

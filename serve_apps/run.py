@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from serve_apps.ingress import prefer_haproxy
+from serve_apps.ingress import prefer_haproxy, stop_haproxy
 
 if __name__ == "__main__":
     prefer_haproxy()  # before anything imports Serve, which reads the variables then
@@ -39,7 +39,13 @@ class ServeConfig(JobConfig):
 
 def main() -> None:
     """Parse, start, say where, wait."""
-    config = parse(ServeConfig)
+    try:
+        _main(parse(ServeConfig))
+    finally:
+        stop_haproxy()
+
+
+def _main(config: ServeConfig) -> None:
     # Before Ray starts, which takes seconds.
     check(config.bundles, config.host)
     check_port(config.host, config.port)

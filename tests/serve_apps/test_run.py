@@ -38,6 +38,8 @@ def test_it_says_where_it_serves_and_stops_when_told(bundles: BundleStore):
         assert answer.json()["bundle"] == bundles.current_id()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
+    with socket.create_server(("127.0.0.1", port)):  # HAProxy has gone, too
+        pass
 
 
 def test_mistakes_are_one_sentence(bundles: BundleStore, tmp_path: Path):

@@ -42,7 +42,9 @@ from fusionrec.data.text import history_texts, item_text
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.fusion.model import Fused
+from fusionrec.language.encoder import Encoder
 from fusionrec.language.inference import Row, pad, tokenize
+from fusionrec.language.reranker import Reranker
 from fusionrec.progress import console
 from fusionrec.serving.pipeline import Pipeline
 from jobs.entry import run
@@ -117,8 +119,7 @@ def encoder_work(config: ModelBenchmark, pipeline: Pipeline, cases: Cases) -> Wo
         }
 
     def make() -> torch.nn.Module:
-        fresh = Pipeline.load(config.pipeline).encoder
-        assert fresh is not None
+        fresh = Encoder.load(config.pipeline / "encoder", device="cpu")
         return WholeEncoder(fresh.model, fresh.config.pooling).eval()
 
     rows = tokenize(encoder.tokenizer, encoder.config.max_tokens, texts)
@@ -144,8 +145,7 @@ def reranker_work(config: ModelBenchmark, pipeline: Pipeline, cases: Cases, fuse
         }
 
     def make() -> torch.nn.Module:
-        fresh = Pipeline.load(config.pipeline).reranker
-        assert fresh is not None
+        fresh = Reranker.load(config.pipeline / "reranker", device="cpu")
         return WholeReranker(fresh.model).eval()
 
     rows = tokenize(reranker.tokenizer, reranker.config.max_tokens, firsts, seconds)

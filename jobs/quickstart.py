@@ -94,6 +94,7 @@ def walk(config: QuickstartConfig) -> None:
         limit = ("--max-examples", config.reranker_examples)
         _stage("jobs.finetune", *start_from, *data, *pipeline, "--out", run_dir, *limit, *seed)
         _stage("tuning.reranking", *data, *pipeline, "--max-cases", 300, *seed)
+        _stage("jobs.optimise", *data, *pipeline, *seed)
     validation = root / "report" / "validation"
     _stage("jobs.evaluate", *data, *pipeline, "--part", "validation", "--out", validation)
     export = ("--export-run", root / "run.parquet")
@@ -187,6 +188,7 @@ def _serve(config: QuickstartConfig, dataset: Dataset, bundles: Path) -> None:
         _ask(address, dataset.events.user_ids[0])
         console.print(
             f"\n[green]the endpoint is up[/green]  POST {address}/v1/recommend\n"
+            f"page                {address}/\n"
             f"documentation       {address}/docs\nbundle in service   {address}/v1/bundle",
             highlight=False,
         )

@@ -2,13 +2,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fusionrec.bundles.gate import CASES, judge, write_cases
+from fusionrec.bundles.gate import CASES, forget_measurements, judge, write_cases
 from fusionrec.bundles.store import BundleStore
 from fusionrec.errors import BundleError
+from fusionrec.language.precision import INFERENCE
 from jobs.publish import PublishConfig, publish
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +101,43 @@ def test_publish_asks_the_gate_and_force_overrides_it(
     assert store.current_id() == forced
     assert store.history()[-1].reason.startswith("forced although")
     assert f"bundle {forced} is in service" in capsys.readouterr().out
+
+
+def claim(pipeline: Path, measured: dict[str, Any] | None) -> None:
+    (pipeline / INFERENCE).write_text('{"encoder": "fp32", "reranker": "bf16"}')
+    metrics = {} if measured is None else {"inference": {"reranker": measured}}
+    (pipeline / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.mark.parametrize(
+    ("bf16", "passed"), [(0.42, True), (0.4, True), (0.39801, True), (0.397, False)]
+)
+def test_a_precision_must_keep_the_quality_of_float32(
+    tmp_path: Path, pipeline: Path, bf16: float, passed: bool
+):
+    store = BundleStore(tmp_path / "empty")  # also the first bundle is looked at
+    claim(pipeline, {"num_cases": 300, "fp32": 0.4, "bf16": bf16})
+    verdict = judge(store, store.add(pipeline))
+    assert verdict.passed is passed
+    if not passed:
+        assert "bf16 for the reranker, with which ndcg@10 is 0.3970" in verdict.reason
+        assert "99.5% of the 0.4000 of fp32" in verdict.reason
+
+
+def test_a_precision_that_was_not_measured_is_refused(tmp_path: Path, pipeline: Path):
+    settings = PublishConfig(pipeline=pipeline, bundles=tmp_path / "empty")
+    claim(pipeline, None)
+    with pytest.raises(BundleError, match=r"was not measured: run `python -m jobs.optimise`"):
+        publish(settings)
+    claim(pipeline, {"num_cases": 300, "fp32": "?"})
+    with pytest.raises(BundleError, match=r"under inference\); measure it again"):
+        publish(settings)
+    (pipeline / INFERENCE).write_text('{"encoder": "int4"}')
+    with pytest.raises(BundleError, match=r"inference.json is wrong: encoder: .*remove it"):
+        publish(settings)
+    forget_measurements(pipeline)
+    assert not (pipeline / INFERENCE).exists()
+    publish(settings)
 
 
 def test_the_jobs(store: BundleStore, other_pipeline: Path):

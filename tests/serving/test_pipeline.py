@@ -1,8 +1,11 @@
 """The pipeline on a real directory, with a small language model at both ends."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from fusionrec.data.histories import Histories
 from fusionrec.data.splits import split
@@ -10,6 +13,7 @@ from fusionrec.data.text import item_texts
 from fusionrec.errors import BundleError, ConfigError, DataError
 from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.language.encoder import Encoder
+from fusionrec.language.precision import INFERENCE, InferenceConfig, Precision
 from fusionrec.language.reranker import Reranker
 from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs.fit import FitConfig, fit
@@ -126,6 +130,28 @@ def test_a_stage_loads_only_what_it_needs(directory):
     embedder = Pipeline.load(directory, stages=frozenset({Stage.EMBEDDER}))
     assert embedder.sources == []
     assert embedder.encoder is not None
+
+
+def test_models_are_loaded_in_the_precision_that_the_directory_says(
+    directory, pipeline, histories, tmp_path, monkeypatch
+):
+    place = shutil.copytree(directory, tmp_path / "copy")
+    config = InferenceConfig(encoder=Precision.BF16, reranker=Precision.FP32)
+    (place / INFERENCE).write_text(config.model_dump_json())
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    half = Pipeline.load(place)
+    assert (half.encoder.precision, half.reranker.precision) == (Precision.BF16, Precision.FP32)
+    vectors = half.embed(histories).vectors
+    assert vectors.dtype == np.float32
+    assert (vectors * pipeline.embed(histories).vectors).sum(axis=1).min() > 0.999
+    assert half.recommend(histories).items.shape[0] == len(histories)
+    # Another machine, without instructions for bf16: what it answers is float32's, to the bit.
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    elsewhere = Pipeline.load(place)
+    assert elsewhere.encoder.precision is Precision.FP32
+    expected, found = pipeline.recommend(histories), elsewhere.recommend(histories)
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 def test_known_users_are_written(directory, synthetic):

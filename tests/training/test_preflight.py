@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fusionrec.errors import ConfigError, ModelError, TrainingError
-from fusionrec.training import preflight
 from fusionrec.language.precision import Precision
+from fusionrec.training import preflight
 from fusionrec.training.config import LoraSettings, TrainingConfig
 from fusionrec.training.tasks import TaskSettings
 

@@ -2,7 +2,8 @@
 
 Both are judged on the validation protocol by the same metric, per case. A pipeline directory keeps
 its cases in ``validation.parquet`` (user_id, ndcg@10), so that two bundles are compared, by paired
-bootstrap, on the users that both of them were measured on.
+bootstrap, on the users that both of them were measured on. A bundle whose language models compute
+in bf16 is refused, also as the first one, unless it was measured to keep the quality of float32.
 
 What it does not know: whether the validation cases of two versions of a data set are equally hard;
 it compares each user with itself. Where nothing can be compared, it says no.
@@ -17,15 +18,41 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
 
 from fusionrec.bundles.manifest import Manifest
 from fusionrec.bundles.store import BundleStore
 from fusionrec.config import Config
 from fusionrec.errors import BundleError
 from fusionrec.evaluation.significance import BootstrapConfig, Comparison, compare
+from fusionrec.language.precision import INFERENCE, Precision, read_inference
 
 CASES = "validation.parquet"
 METRIC = "ndcg@10"
+KEPT = 0.995
+"""Least share of the NDCG@10 of float32 that a faster precision keeps."""
+
+
+class Measured(Config):
+    """NDCG@10 of the served list on the same validation cases, before a change and after it."""
+
+    num_cases: int = Field(ge=1)
+    fp32: float = Field(ge=0, le=1)
+    """With every language model in float32."""
+    bf16: float = Field(ge=0, le=1)
+    """With this one in bf16, and an encoder before it as it is served."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the quality of float32 is kept."""
+        return self.bf16 >= KEPT * self.fp32
+
+
+class InferenceMetrics(Config):
+    """What ``jobs.optimise`` leaves in ``metrics.json`` under ``inference``; null: not measured."""
+
+    encoder: Measured | None = None
+    reranker: Measured | None = None
 
 
 class Verdict(Config):
@@ -39,9 +66,12 @@ class Verdict(Config):
 
 
 def forget_measurements(directory: Path) -> None:
-    """Drop what was measured of a pipeline: for whoever changes it, so that no gate is misled."""
-    (directory / "metrics.json").unlink(missing_ok=True)
-    (directory / CASES).unlink(missing_ok=True)
+    """Drop what was measured of a pipeline: for whoever changes it, so that no gate is misled.
+
+    With it goes the precision that was chosen by those measurements.
+    """
+    for name in ("metrics.json", CASES, INFERENCE):
+        (directory / name).unlink(missing_ok=True)
 
 
 def write_cases(directory: Path, user_ids: Sequence[str], values: Sequence[float] | Any) -> None:
@@ -56,11 +86,14 @@ def write_cases(directory: Path, user_ids: Sequence[str], values: Sequence[float
 def judge(
     store: BundleStore, candidate: Manifest, config: BootstrapConfig | None = None
 ) -> Verdict:
-    """Compare a bundle of ``store`` with the one in service.
+    """Look at a bundle's precision, then compare it with the one in service.
 
     Raises:
-        BundleError: the validation cases of one of them cannot be read.
+        BundleError: the validation cases of one of them, or what was measured of the candidate's
+            precision, cannot be read.
     """
+    if objection := _objection(store.path(candidate.id), candidate):
+        return Verdict(passed=False, reason=objection)
     current_id = store.current_id()
     if current_id is None:
         return Verdict(passed=True, reason="it is the first bundle")
@@ -94,6 +127,33 @@ def judge(
         f"of {current_id} over {comparison.num_cases} users: {interval}, {word}",
         comparison=comparison,
     )
+
+
+def _objection(bundle: Path, manifest: Manifest) -> str | None:
+    """What speaks against the precision of the bundle's models."""
+    config = read_inference(bundle)
+    try:
+        found = InferenceMetrics.model_validate(manifest.metrics.get("inference", {}))
+    except ValidationError as error:
+        raise BundleError(
+            f"metrics.json of the pipeline is wrong ({error.errors()[0]['msg']} under inference); "
+            "measure it again with `python -m jobs.optimise`"
+        ) from error
+    for model, precision, measured in (
+        ("encoder", config.encoder, found.encoder),
+        ("reranker", config.reranker, found.reranker),
+    ):
+        if precision is not Precision.BF16:
+            continue
+        claim = f"its {INFERENCE} says bf16 for the {model}"
+        if measured is None:
+            return f"{claim}, which was not measured: run `python -m jobs.optimise`"
+        if not measured.kept:
+            return (
+                f"{claim}, with which {METRIC} is {measured.bf16:.4f}, less than {KEPT:.1%} of the "
+                f"{measured.fp32:.4f} of fp32"
+            )
+    return None
 
 
 def _read(path: Path) -> dict[str, float]:

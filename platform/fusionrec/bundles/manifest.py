@@ -42,7 +42,8 @@ class Manifest(Config):
     """The configuration of the pipeline, as in its ``pipeline.json``."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """What was measured on validation and test, as in the pipeline's ``metrics.json``; under
-    ``indexes``, of each source that searches vectors, how and with which recall."""
+    ``indexes``, of each source that searches vectors, how and with which recall; under
+    ``inference``, what its quality is in each precision that was measured."""
     files: tuple[FileEntry, ...]
     """All files but the manifest itself, ordered by path."""
 

@@ -1,0 +1,206 @@
+"""Choose the precision that a pipeline's language models are served in.
+
+Measures the served list on validation cases with the models in float32 and, one after the other, in
+bf16, and keeps bf16 for a model where it is faster here and NDCG@10 stays within half a percent of
+float32. Leaves ``inference.json``, which offline evaluation and the endpoint follow, and the
+figures in ``metrics.json``, from where they go into the manifest and before the gate. Times are
+printed and not kept: they differ from run to run, and equal pipelines must make equal bundles.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from rich.table import Table
+
+from fusionrec.bundles.gate import InferenceMetrics, Measured, forget_measurements
+from fusionrec.config import JobConfig, parse
+from fusionrec.data.dataset import Dataset
+from fusionrec.data.splits import Cases, split
+from fusionrec.errors import ConfigError
+from fusionrec.evaluation.metrics import METRICS
+from fusionrec.evaluation.systems import Kind, ListMeter
+from fusionrec.language.precision import INFERENCE, InferenceConfig, Precision
+from fusionrec.progress import bar, console
+from fusionrec.serving.pipeline import Pipeline
+from jobs.entry import run
+
+K = 10
+BLOCK = 16
+"""Histories that travel through the pipeline together, as at an endpoint with some load."""
+
+
+class OptimiseConfig(JobConfig):
+    """Choose the precision that a pipeline's language models are served in, by measuring."""
+
+    pipeline: Path
+    """Directory that jobs.fit and the jobs after it wrote; what was measured of it is replaced."""
+    dataset: Path
+    """The data set that it was fitted on."""
+    max_cases: int = Field(default=300, ge=20)
+    """Validation cases that are measured; more are sampled."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What was measured of one setting."""
+
+    ndcg: float
+    embed_s: float
+    """Seconds of the encoder for a history: the median over blocks of histories."""
+    rerank_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was found for one model."""
+
+    model: str
+    measured: Measured
+    fp32_s: float
+    """Seconds for a history."""
+    bf16_s: float
+
+    @property
+    def precision(self) -> Precision:
+        """What it is served in."""
+        better = self.measured.kept and self.bf16_s < self.fp32_s
+        return Precision.BF16 if better else Precision.FP32
+
+
+def optimise(config: OptimiseConfig) -> list[Choice]:
+    """Measure, choose, write; one choice for each model that is used, none where there is none.
+
+    Cost: ``max_cases`` lists are made once in float32 and once more for each model.
+
+    Raises:
+        ConfigError: the pipeline was fitted on another data set.
+    """
+    pipeline = Pipeline.load(config.pipeline)
+    dataset = Dataset.open(config.dataset)
+    if pipeline.config.dataset.fingerprint != dataset.info.fingerprint:
+        raise ConfigError(
+            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
+            "give the same one or run jobs.fit again"
+        )
+    models = _used(pipeline)
+    if not models:
+        console.print("No language model is used: there is nothing to choose.")
+        return []
+    # Here, because torch costs seconds that nobody needs where there is no model.
+    from fusionrec.language.inference import has_bf16, pick_device
+
+    if not has_bf16(pick_device(None)):
+        console.print("This machine has no instructions for bf16: the models stay as they are.")
+        return []
+    cases = split(dataset, pipeline.config.protocol).validation
+    if len(cases) > config.max_cases:
+        generator = np.random.default_rng(config.seed)
+        cases = cases.take(np.sort(generator.choice(len(cases), config.max_cases, replace=False)))
+    choices = _choose(pipeline, config.pipeline, cases, models)
+    _write(config.pipeline, choices)
+    return choices
+
+
+def _used(pipeline: Pipeline) -> list[str]:
+    weighed = any(segment.reranker > 0 for segment in pipeline.fusion.segments)
+    used = {
+        "encoder": pipeline.encoder is not None,
+        "reranker": pipeline.reranker is not None and weighed,
+    }
+    return [name for name, is_used in used.items() if is_used]
+
+
+def _choose(pipeline: Pipeline, directory: Path, cases: Cases, models: list[str]) -> list[Choice]:
+    """One model in bf16 after the other; what is chosen for the encoder stays for the reranker."""
+    for model in models:
+        _reload(pipeline, directory, model, Precision.FP32)
+    before = _measure(pipeline, cases, "fp32")
+    choices = []
+    for model in models:
+        _reload(pipeline, directory, model, Precision.BF16)
+        after = _measure(pipeline, cases, f"bf16 {model}")
+        measured = Measured(num_cases=len(cases), fp32=before.ndcg, bf16=after.ndcg)
+        seconds = [s.embed_s if model == "encoder" else s.rerank_s for s in (before, after)]
+        choice = Choice(model, measured, *seconds)
+        choices.append(choice)
+        if choice.precision is not Precision.BF16:
+            _reload(pipeline, directory, model, choice.precision)
+    return choices
+
+
+def _reload(pipeline: Pipeline, directory: Path, model: str, precision: Precision) -> None:
+    from fusionrec.language.encoder import Encoder
+    from fusionrec.language.reranker import Reranker
+
+    if model == "encoder":
+        pipeline.encoder = Encoder.load(directory / model, precision=precision)
+    else:
+        pipeline.reranker = Reranker.load(directory / model, precision=precision)
+
+
+def _measure(pipeline: Pipeline, cases: Cases, name: str) -> Served:
+    pipeline.recommend(cases.histories.slice(0, min(BLOCK, len(cases))))  # the first is slow
+    meter = ListMeter(name, Kind.RERANKED, cases, K, K)
+    seconds = []
+    with bar(f"measuring {name}", len(cases)) as advance:
+        for start in range(0, len(cases), BLOCK):
+            block = cases.histories.slice(start, min(start + BLOCK, len(cases)))
+            began = time.perf_counter()
+            embedded = pipeline.embed(block)
+            embed_s = time.perf_counter() - began
+            fused = pipeline.retrieve(embedded)
+            began = time.perf_counter()
+            fused = pipeline.rerank(embedded, fused)
+            rerank_s = time.perf_counter() - began
+            meter.add(fused.items, fused.scores)
+            seconds.append((embed_s / len(block), rerank_s / len(block)))
+            advance(len(block))
+    ndcg = METRICS["ndcg"](meter.measured().ranks, K).mean()
+    # A mean would count what else the machine does.
+    embed_s, rerank_s = np.median(seconds, axis=0)
+    return Served(float(ndcg), float(embed_s), float(rerank_s))
+
+
+def _write(directory: Path, choices: list[Choice]) -> None:
+    """``inference.json`` comes last: without it the models are served as before."""
+    forget_measurements(directory)
+    metrics = InferenceMetrics(**{choice.model: choice.measured for choice in choices})
+    document = {"inference": metrics.model_dump(mode="json", exclude_none=True)}
+    text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+    (directory / "metrics.json").write_text(text, encoding="utf-8")
+    chosen = InferenceConfig(**{choice.model: choice.precision for choice in choices})
+    text = chosen.model_dump_json(indent=2) + "\n"
+    (directory / INFERENCE).write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Parse, measure, report."""
+    config = parse(OptimiseConfig)
+    choices = optimise(config)
+    if not choices:
+        return
+    table = Table("model", "fp32, ms", "bf16, ms", "NDCG@10 fp32", "NDCG@10 bf16", "served in")
+    for choice in choices:
+        table.add_row(
+            choice.model,
+            f"{choice.fp32_s * 1000:.2f}",
+            f"{choice.bf16_s * 1000:.2f}",
+            f"{choice.measured.fp32:.4f}",
+            f"{choice.measured.bf16:.4f}",
+            choice.precision,
+        )
+    console.print(table)
+    sys.stdout.write(f"precision: {config.pipeline / INFERENCE}\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,156 @@
+"""The choice of a precision, on a real pipeline directory with tiny models and clocks that lie."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusionrec.bundles.gate import judge, write_cases
+from fusionrec.bundles.store import BundleStore
+from fusionrec.data.splits import split
+from fusionrec.data.text import item_texts
+from fusionrec.errors import ConfigError
+from fusionrec.evaluation.evaluate import measure
+from fusionrec.evaluation.metrics import METRICS
+from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.language.encoder import Encoder
+from fusionrec.language.precision import InferenceConfig, Precision, read_inference
+from fusionrec.language.reranker import Reranker
+from fusionrec.serving.pipeline import Pipeline
+from jobs import optimise as job
+from jobs.fit import FitConfig, fit
+from jobs.optimise import OptimiseConfig, Served, optimise
+
+BF16, FP32 = Precision.BF16, Precision.FP32
+
+
+@pytest.fixture(scope="module")
+def fitted(synthetic, tiny_encoder, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("optimised") / "pipeline"
+    sources = ("popularity", "item-knn", "semantic")
+    config = FitConfig(dataset=synthetic.directory, pipeline=place, candidates=20, rerank_top=5)
+    fit(config.model_copy(update={"prepare": True}))
+    encoder = Encoder.load(tiny_encoder, device="cpu")
+    encoder.save(place / "encoder")
+    np.save(place / "vectors.npy", encoder.encode(item_texts(synthetic.catalogue)))
+    fit(config.model_copy(update={"sources": sources}))
+    Reranker.load(tiny_encoder, device="cpu").save(place / "reranker")
+    weights = dict.fromkeys(sources, 1.0)
+    Fusion(
+        sources=sources, scales=weights, segments=(Segment(weights=weights, reranker=0.1),)
+    ).save(place / "fusion.json")
+    return place
+
+
+@pytest.fixture
+def config(fitted, synthetic, tmp_path, monkeypatch) -> OptimiseConfig:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    place = shutil.copytree(fitted, tmp_path / "pipeline")
+    return OptimiseConfig(pipeline=place, dataset=synthetic.directory, max_cases=40)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *found: Served) -> list[tuple[Precision, Precision]]:
+    """Measurements as given, in order; returns what was loaded during each."""
+    loaded, results = [], iter(found)
+
+    def next_result(pipeline: Pipeline, *_: object) -> Served:
+        loaded.append((pipeline.encoder.precision, pipeline.reranker.precision))
+        return next(results)
+
+    monkeypatch.setattr(job, "_measure", next_result)
+    return loaded
+
+
+def test_what_is_measured_is_written_and_let_through(config, tmp_path):
+    """Nothing is scripted: which precision is faster here is the machine's business."""
+    write_cases(config.pipeline, ["of another precision"], [0.5])
+    choices = optimise(config)
+    assert [choice.model for choice in choices] == ["encoder", "reranker"]
+    assert all(choice.fp32_s > 0 and choice.bf16_s > 0 for choice in choices)
+    chosen = {choice.model: choice.precision for choice in choices}
+    assert read_inference(config.pipeline) == InferenceConfig(**chosen)
+    assert not (config.pipeline / "validation.parquet").exists()
+    kept = json.loads((config.pipeline / "metrics.json").read_text())["inference"]
+    assert kept["encoder"].keys() == {"num_cases", "fp32", "bf16"}
+    assert kept["encoder"]["num_cases"] == 40
+    assert kept["encoder"]["fp32"] == kept["reranker"]["fp32"] > 0
+    store = BundleStore(tmp_path / "bundles")
+    manifest = store.add(config.pipeline)
+    assert manifest.metrics["inference"] == kept
+    assert judge(store, manifest).passed
+
+
+def test_ndcg_is_that_of_the_served_list(config, synthetic):
+    pipeline, parts = Pipeline.load(config.pipeline), split(synthetic)
+    served = measure(pipeline, parts.validation, parts.item_counts, 10)[-1]
+    expected = METRICS["ndcg"](served.ranks, 10).mean()
+    assert job._measure(pipeline, parts.validation, "x").ndcg == pytest.approx(expected)
+
+
+def test_faster_and_as_good_is_kept(config, monkeypatch):
+    before = Served(0.4, 0.02, 0.2)
+    after = (Served(0.401, 0.005, 0.2), Served(0.3981, 0.005, 0.05))
+    loaded = scripted(monkeypatch, before, *after)
+    optimise(config)
+    assert loaded == [(FP32, FP32), (BF16, FP32), (BF16, BF16)]
+    assert read_inference(config.pipeline) == InferenceConfig(encoder=BF16, reranker=BF16)
+    pipeline = Pipeline.load(config.pipeline)
+    assert (pipeline.encoder.precision, pipeline.reranker.precision) == (BF16, BF16)
+
+
+@pytest.mark.parametrize("encoder", [Served(0.39, 0.005, 0.2), Served(0.4, 0.021, 0.2)])
+def test_worse_or_slower_is_not_kept(config, monkeypatch, encoder):
+    loaded = scripted(monkeypatch, Served(0.4, 0.02, 0.2), encoder, Served(0.4, 0.02, 0.1))
+    first, second = optimise(config)
+    assert (first.precision, second.precision) == (FP32, BF16)
+    assert loaded == [(FP32, FP32), (BF16, FP32), (FP32, BF16)]
+    assert read_inference(config.pipeline) == InferenceConfig(encoder=FP32, reranker=BF16)
+
+
+def test_the_table(config, monkeypatch, capfd):
+    scripted(monkeypatch, Served(0.4, 0.02, 0.2), Served(0.4, 0.00612, 0.2), Served(0.1, 0.02, 0.1))
+    place, dataset = str(config.pipeline), str(config.dataset)
+    monkeypatch.setattr("sys.argv", ["optimise", "--pipeline", place, "--dataset", dataset])
+    job.main()
+    said = capfd.readouterr()
+    lines = {line.split()[1]: line for line in said.err.splitlines() if "0.4000" in line}
+    assert "20.00" in lines["encoder"]
+    assert "6.12" in lines["encoder"]
+    assert "bf16" in lines["encoder"]
+    assert "0.1000" in lines["reranker"]
+    assert "fp32" in lines["reranker"]
+    assert said.out == f"precision: {config.pipeline / 'inference.json'}\n"
+
+
+def test_a_reranker_without_weight_is_not_measured(config, monkeypatch):
+    fusion = Pipeline.load(config.pipeline).fusion
+    segments = tuple(s.model_copy(update={"reranker": 0.0}) for s in fusion.segments)
+    fusion.model_copy(update={"segments": segments}).save(config.pipeline / "fusion.json")
+    scripted(monkeypatch, Served(0.4, 0.02, 0.0), Served(0.4, 0.01, 0.0))
+    [choice] = optimise(config)
+    assert choice.model == "encoder"
+    assert read_inference(config.pipeline) == InferenceConfig(encoder=BF16)
+
+
+def test_without_a_model_or_bf16_nothing_changes(config, monkeypatch, capfd):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert optimise(config) == []
+    assert "no instructions for bf16" in capfd.readouterr().err
+    for model in ("encoder", "reranker"):
+        shutil.rmtree(config.pipeline / model)
+    assert optimise(config) == []
+    assert "No language model is used" in capfd.readouterr().err
+    assert not (config.pipeline / "inference.json").exists()
+    assert not (config.pipeline / "metrics.json").exists()
+
+
+def test_another_data_set_is_refused(config):
+    path = config.pipeline / "pipeline.json"
+    values = json.loads(path.read_text())
+    values["dataset"]["fingerprint"] = "0" * 64
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"is not what .* was fitted on"):
+        optimise(config)

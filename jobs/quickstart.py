@@ -127,7 +127,12 @@ def _stage(module: object, *arguments: object) -> None:
     console.print(
         f"\n[bold]$ python -m {module} {' '.join(words)}", highlight=False, soft_wrap=True
     )
-    status = subprocess.run([sys.executable, "-m", str(module), *words], check=False).returncode
+    with subprocess.Popen([sys.executable, "-m", str(module), *words]) as job:
+        try:
+            status = job.wait()
+        except KeyboardInterrupt:
+            job.terminate()  # a SIGTERM came to this process only
+            raise
     if status:
         sys.exit(status)
 
@@ -182,7 +187,6 @@ def _serve(config: QuickstartConfig, dataset: Dataset, bundles: Path) -> None:
     address = f"http://127.0.0.1:{config.port}"
     # A session of its own: Ctrl-C reaches it through this process, once.
     server = subprocess.Popen(command, start_new_session=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it is ended below
     try:
         _wait(server, address)
         _ask(address, dataset.events.user_ids[0])
@@ -236,6 +240,7 @@ def _ask(address: str, user_id: str) -> None:
 
 def main() -> None:
     """Parse and walk."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what runs is ended, too
     walk(parse(QuickstartConfig))
 
 

@@ -47,7 +47,7 @@ browser: ## install Debian's chromium, in which the page is tested
 	    apt-get install -qq -y --no-install-recommends chromium fonts-liberation >/dev/null; }
 
 screenshots: install browser ## take the pictures of the page in docs/images again
-	SCREENSHOTS=docs/images $(BIN)/pytest -q tests/serve_apps/web
+	SCREENSHOTS=docs/images $(BIN)/pytest -q $(addprefix tests/serve_apps/web/,test_page.py test_people.py)
 
 bench: install ## the small benchmarks; each prints its figures
 	@set -e; for file in $(BENCHMARKS); do \

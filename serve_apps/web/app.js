@@ -89,7 +89,6 @@ function forWhom() {
 function trouble(error) {
   if (error.name === "AbortError") return;
   if (!(error instanceof Refusal)) throw error;
-  say("");
   $("trouble").firstElementChild.textContent = error.message;
   $("trouble").hidden = false;
   if (error.status === 401) askForKey(error.message);
@@ -161,7 +160,10 @@ async function react(kind, item, column) {
     add(item);
   }
   await recommend();
-  // The card has gone; whoever works with the keyboard goes on with the one that took its place.
+  // The card has gone; whoever works with the keyboard goes on with the one that took its place,
+  // unless they are somewhere else by now.
+  const { activeElement } = document;
+  if (activeElement !== document.body && !column.list.contains(activeElement)) return;
   const next = column.list.children[Math.min(place, column.list.children.length - 1)];
   next?.querySelector(`[data-act=${kind}]`)?.focus({ preventScroll: true });
 }
@@ -218,8 +220,9 @@ async function showSample() {
   const { users } = await client.ask("v1/users", { k: 12 });
   $("sample").replaceChildren(
     ...users.map(({ user_id, events }) => {
-      const attributes = { type: "button", "data-user": user_id, "aria-pressed": "false", onclick: () => showUser(user_id) };
-      return h("li", {}, h("button", attributes, h("span", {}, user_id), h("small", {}, count(events, "event"))));
+      const attributes = { type: "button", title: user_id, "data-user": user_id, "aria-pressed": "false", onclick: () => showUser(user_id) };
+      const [number, noun] = count(events, "event").split(" ");
+      return h("li", {}, h("button", attributes, h("span", {}, user_id), h("small", {}, number, h("span", { class: "unseen" }, ` ${noun}`))));
     }),
   );
   return users;
@@ -295,9 +298,11 @@ function tellStatus(status) {
   );
   $("compare").value = others.includes(chosen) ? chosen : "";
   $("compare").disabled = !others.length;
-  $("compare-hint").textContent = others.length
-    ? "The same request, answered by another bundle, in a second list."
-    : "Only one bundle is loaded: there is nothing to compare it with.";
+  const hint = others.length
+    ? "The same request, answered by another bundle, in a second list"
+    : "Only one bundle is loaded: there is nothing to compare it with";
+  $("compare").title = hint;
+  $("compare-hint").textContent = hint;
   if (chosen && !$("compare").value) recommend();
 }
 

@@ -33,7 +33,8 @@ export class Column {
       h("summary", {}, this.summary),
       h("table", {}, h("caption", { class: "unseen" }, "Stages of this answer, one after the other"), head, this.stages),
     );
-    this.root = h("section", { class: "column", "aria-labelledby": id }, this.title, h("div", { role: "status" }, this.badges), this.timing, this.list);
+    const heading = h("header", { class: "heading" }, this.title, h("div", { role: "status" }, this.badges));
+    this.root = h("section", { class: "column", "aria-labelledby": id }, heading, this.timing, this.list);
     this.root.hidden = true;
   }
 
@@ -73,7 +74,7 @@ export class Column {
       if (!this.cards.has(id)) this.cards.set(id, this.#card(entry.item));
       const card = this.cards.get(id);
       const remarks = [];
-      if (changed) remarks.push(moved(entry.served - place));
+      if (changed && entry.served !== place) remarks.push(moved(entry.served - place));
       if (places) remarks.push(elsewhere(other.label, places.get(id), place + 1));
       card.update(entry, place + 1, scale, factors, remarks);
       return card.root;
@@ -152,7 +153,6 @@ export class Column {
 }
 
 function moved(places) {
-  if (!places) return h("span", { class: "same", title: "as served" }, "=");
   const [sign, way] = places > 0 ? ["▲", "up"] : ["▼", "down"];
   const text = `${Math.abs(places)} ${way} from the served order`;
   return h("span", { class: way, title: text }, h("span", { "aria-hidden": "true" }, `${sign}${Math.abs(places)}`), h("span", { class: "unseen" }, text));
@@ -160,5 +160,5 @@ function moved(places) {
 
 function elsewhere(label, place, here) {
   if (place === undefined) return h("span", { class: "only" }, `not in ${label}`);
-  return h("span", { class: place === here ? "same" : "there" }, `#${place} in ${label}`);
+  return h("span", { class: place === here ? "" : "there" }, `#${place} in ${label}`);
 }

@@ -16,8 +16,9 @@ export function watchStatus(client, tell) {
         show(status);
         tell(status);
       } catch (error) {
-        $("facts").replaceChildren(h("li", { class: "badge warn" }, error.message));
-        if (error.status === 401) return; // until there is another key
+        $("facts").replaceChildren();
+        if (error.status === 401) return; // until there is another key, which the page asks for
+        $("facts").append(h("li", { class: "badge warn" }, error.message));
       }
     }
     timer = setTimeout(look, EVERY_MS);
@@ -37,9 +38,9 @@ function show(status) {
   );
   $("facts").replaceChildren(
     h("li", { title: status.bundle }, "Bundle ", h("code", {}, short(status.bundle))),
-    ...(status.next ? [h("li", { class: "badge info", title: status.next }, `loading ${short(status.next)}`)] : []),
     ...replicas,
     fact("Waiting", status.queue),
+    ...(status.next ? [h("li", { class: "badge info", title: status.next }, `loading ${short(status.next)}`)] : []),
     ...status.degraded.map((stage) => h("li", { class: "badge warn" }, `${stage} is down`)),
   );
 }

@@ -82,6 +82,16 @@ def test_every_element_that_the_scripts_look_for_is_in_the_page():
     )
 
 
+def test_the_document_shows_the_pictures_that_are_taken():
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    shown = set(re.findall(r"\(images/([\w-]+)\.png\)", (docs / "endpoint.md").read_text()))
+    here = Path(__file__).parent
+    tests = "".join((here / name).read_text() for name in ("test_page.py", "test_people.py"))
+    assert shown == set(re.findall(r'\.picture\("([\w-]+)"\)', tests))
+    assert shown == {path.stem for path in (docs / "images").iterdir()}
+    assert max(path.stat().st_size for path in (docs / "images").iterdir()) < 200_000
+
+
 def test_every_fallback_has_words():
     text = (FOLDER / "column.js").read_text()
     assert set(re.findall(r'^  (\w+): "popular items', text, flags=re.MULTILINE)) == set(Fallback)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.serving import browse
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 KEY = "a-key-for-the-page"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE_MS = 20_000
+expect.set_options(timeout=PATIENCE_MS)
 PICTURES = os.environ.get("SCREENSHOTS")
 """Folder for the pictures in the document; where there is none, none are taken."""
 
@@ -201,7 +203,7 @@ class Visitor:
         self.complaints: list[str] = []
         self.requests: list[Request] = []
         self.address = address
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on(
             "console",

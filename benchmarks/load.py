@@ -18,6 +18,7 @@ a request at full speed, 50 µs at 250 requests/s.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -125,12 +126,17 @@ def due_moments(rate: float, duration_s: float, arrivals: Arrivals, seed: int) -
     return [float(moment) for moment in np.cumsum(gaps)]
 
 
-def generate(config: LoadConfig, started: Callable[[], None] = lambda: None) -> Result:
+def generate(
+    config: LoadConfig,
+    started: Callable[[], None] = lambda: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Result:
     """Run the load that ``config`` describes, in the main thread.
 
     Args:
         config: what to send and how.
         started: called when all connections are there.
+        stopped: asked again and again whether to send nothing more.
 
     Raises:
         ConfigError: nothing listens at the address, or the bodies cannot be read.
@@ -155,7 +161,7 @@ def generate(config: LoadConfig, started: Callable[[], None] = lambda: None) -> 
         [mark.encode() for mark in config.marks],
     )
     before = time.process_time()
-    uvloop.run(load.run(url.hostname, url.port or 80, started))
+    uvloop.run(load.run(url.hostname, url.port or 80, started, stopped))
     return Result(load.records(), time.process_time() - before)
 
 
@@ -180,7 +186,10 @@ def _requests(config: LoadConfig, wanted: int) -> list[bytes]:
 def main() -> None:
     """Parse, say ``started``, run, write the records; one line of JSON says what it was."""
     config = parse(LoadConfig)
-    result = generate(config, lambda: print(STARTED, flush=True))
+    stopped: list[int] = []
+    # Not the event loop's way: its handler would be gone before the records are written.
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    result = generate(config, lambda: print(STARTED, flush=True), lambda: bool(stopped))
     np.save(config.out, result.records, allow_pickle=False)
     counts = {NAMES.get(outcome, str(outcome)): n for outcome, n in result.counts.items()}
     sys.stdout.write(json.dumps({"cpu_s": result.cpu_s, "outcomes": counts}) + "\n")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import signal
 import time
 from array import array
 from collections import deque
@@ -117,15 +116,19 @@ class Load:
         self._marks = marks
         self._free: list[Connection] = []
         self._waiting: deque[int] = deque()
+        self._dormant = 0
+        """Connections that the server closed while they were idle."""
+        self._opening = 0
+        """Connections that are being made."""
         self._next = 0
         self._left = size
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
 
-    async def run(self, host: str, port: int, started: Callable[[], None]) -> None:
-        """Connect, call ``started``, send, await what is under way.
-
-        SIGTERM stops it: see :meth:`stop`.
+    async def run(
+        self, host: str, port: int, started: Callable[[], None], stopped: Callable[[], bool]
+    ) -> None:
+        """Connect, call ``started``, send until the end or until ``stopped``, await the answers.
 
         Raises:
             ConfigError: nothing listens there.
@@ -138,8 +141,8 @@ class Load:
                 self._connections.append(connection)
         except OSError as error:
             raise ConfigError(f"nothing listens on {host}:{port} ({error}): start it") from error
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
         started()
+        self._stopped = stopped
         start = time.monotonic()
         self._stop = start + self._duration_s
         if self._offsets is None:
@@ -170,13 +173,20 @@ class Load:
         while self._next < self._size and self.due[self._next] <= now:
             self._waiting.append(self._next)
             self._next += 1
-        # The freshest first: the server closes idle connections sooner or later.
-        while self._waiting and self._free:
-            self._free.pop().send(self._waiting.popleft())
+        self._dispatch()
         if self._next < self._size:
             # Timers count in milliseconds: a shorter wait would spin.
             delay = math.ceil((self.due[self._next] - now) * 1e3) / 1e3
             asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _dispatch(self) -> None:
+        """Open loop: send what waits, as far as there are connections."""
+        # The freshest first: the server closes idle connections sooner or later.
+        while self._waiting and self._free:
+            self._free.pop().send(self._waiting.popleft())
+        while self._dormant and self._opening < len(self._waiting):
+            self._dormant -= 1
+            self._open()
 
     def idle(self, connection: Connection) -> None:
         """A connection can take the next request."""
@@ -210,20 +220,29 @@ class Load:
             self._over.set()
 
     def lost(self, connection: Connection) -> None:
-        """A connection is gone: what was under way on it has failed; another takes its place."""
+        """A connection is gone, and what was under way on it has failed."""
         if self._over.is_set():
             return
         self._connections.remove(connection)
         if connection in self._free:
             self._free.remove(connection)
+        if connection.index is None and self._offsets is not None:
+            self._dormant += 1  # opened again when it is needed
+            self._dispatch()
+            return
         if connection.index is not None:
             late = time.monotonic() - self.due[connection.index] >= self._timeout_s
             self.finish(connection.index, TIMED_OUT if late else RESET)
-        task = asyncio.get_running_loop().create_task(self._reconnect())
+        self._open()
+
+    def _open(self) -> None:
+        """Make a connection, in the background."""
+        self._opening += 1
+        task = asyncio.get_running_loop().create_task(self._connect())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _reconnect(self) -> None:
+    async def _connect(self) -> None:
         """Until it succeeds; each refusal fails a request that waits for a connection."""
         loop = asyncio.get_running_loop()
         while True:
@@ -240,12 +259,15 @@ class Load:
                     self.finish(index, REFUSED)
                 await asyncio.sleep(RECONNECT_S)
             else:
+                self._opening -= 1
                 self._connections.append(connection)
                 self.idle(connection)
                 return
 
     def _sweep(self) -> None:
-        """Give up on what has taken too long, sent or not."""
+        """Give up on what has taken too long, sent or not; see whether to stop."""
+        if self._stopped():
+            self.stop()
         latest = time.monotonic() - self._timeout_s
         while self._waiting and self.due[self._waiting[0]] < latest:
             self.finish(self._waiting.popleft(), TIMED_OUT)

@@ -44,7 +44,8 @@ class Scene:
     """Load after recovery at least."""
     patience_s: float
     """Longest time that a recovery may take."""
-    connections: int = 32
+    connections: int = 256
+    """Of the pinger: enough for all that are under way, so that none waits for a connection."""
     timeout_s: float = 30.0
 
 

@@ -136,15 +136,15 @@ def write(
     raw = [asdict(sample) for sample in every]
     (folder / f"{name}.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
     held = claims(samples)
-    spent = max((sample.generator_us for sample in every), default=0.0)
+    spent = max((sample.generator_us * sample.offered / 1e6 for sample in every), default=0.0)
     failed, degraded = (sum(getattr(s, field) for s in every) for field in ("failed", "degraded"))
     text = [
         f"# Serving, {today()}\n",
         machine + "\n",
-        f"{config.repetitions} rounds over all systems, {config.duration_s:g} s a closed loop; "
-        f"medians of the rounds, [lowest, highest]. Open loop: {config.arrivals} arrivals at "
+        f"Rounds over all systems: {config.repetitions}; medians of the rounds, [lowest, highest]. "
+        f"Closed loop: {config.duration_s:g} s. Open loop: {config.arrivals} arrivals at "
         f"{config.share:.0%} of what the system itself reached. The load generator took at most "
-        f"{spent:.0f} µs of CPU a request. Over all systems {failed} requests failed and "
+        f"{spent:.1%} of a core. Over all systems {failed} requests failed and "
         f"{degraded} answers were degraded.\n",
         "## Claims\n",
         table(

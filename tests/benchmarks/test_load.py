@@ -162,8 +162,8 @@ def test_what_waits_too_long_has_failed_unsent(server: Server, tmp_path: Path):
     result = generate(
         config(tmp_path, server, bodies, rate=100.0, duration_s=0.2, connections=1, timeout_s=0.1)
     )
-    assert result.counts[TIMED_OUT] >= 5
-    assert len(server.received) + (result.records["sent"] == 0).sum() == 20
+    assert result.counts[TIMED_OUT] >= 4
+    assert len(server.received) <= (result.records["sent"] > 0).sum() < 20
 
 
 def test_refused_connections_fail_what_is_due(server: Server, tmp_path: Path):
@@ -175,6 +175,13 @@ def test_refused_connections_fail_what_is_due(server: Server, tmp_path: Path):
     assert result.counts[REFUSED] >= 10
     assert result.counts[200] >= 5
     assert sum(result.counts.values()) == 40
+
+
+def test_idle_connections_that_the_server_closes_cost_nothing(server: Server, tmp_path: Path):
+    """Every answer ends its connection: the next request finds none and opens one."""
+    bodies = ["close"] * 30
+    result = generate(config(tmp_path, server, bodies, rate=100.0, duration_s=0.3, connections=2))
+    assert result.counts == {200: 30}
 
 
 def test_due_moments():

@@ -61,13 +61,8 @@ def two_bundles(given: Path | None, folder: Path, *, tiny: bool = False) -> dict
     fusion = Fusion.load(pipeline / "fusion.json")
     stores = {}
     for name in (PLAIN, RERANKED):
-        segments = [
-            segment.model_copy(
-                update={"reranker": (segment.reranker or RERANKER_WEIGHT) * (name == RERANKED)}
-            )
-            for segment in fusion.segments
-        ]
-        fusion.model_copy(update={"segments": tuple(segments)}).save(pipeline / "fusion.json")
+        weight = RERANKER_WEIGHT if name == RERANKED else 0.0
+        _reranking(fusion, weight).save(pipeline / "fusion.json")
         shutil.rmtree(folder / "bundles" / name, ignore_errors=True)
         stores[name] = BundleStore(folder / "bundles" / name)
         stores[name].promote(stores[name].add(pipeline).id, "benchmark")
@@ -93,7 +88,18 @@ def _make(pipeline: Path, *, tiny: bool) -> None:
     _job("jobs.fit", *fit)
     fusion = Pipeline.load(pipeline, stages=frozenset()).fusion  # equal weights: nothing searched
     _add_reranker(pipeline)
+    _reranking(fusion, RERANKER_WEIGHT).save(pipeline / "fusion.json")
+    _job("jobs.optimise", "--pipeline", pipeline, "--dataset", dataset)
     fusion.save(pipeline / "fusion.json")
+
+
+def _reranking(fusion: Fusion, weight: float) -> Fusion:
+    """The same with this weight of the reranker, where it has none; with 0, it never has."""
+    segments = [
+        segment.model_copy(update={"reranker": (segment.reranker or weight) if weight else 0.0})
+        for segment in fusion.segments
+    ]
+    return fusion.model_copy(update={"segments": tuple(segments)})
 
 
 def _job(module: str, *arguments: object) -> None:

@@ -27,6 +27,7 @@ from fusionrec.evaluation.report import EvaluationConfig, Report, build
 from fusionrec.evaluation.run import read_run, write_run
 from fusionrec.evaluation.significance import BootstrapConfig
 from fusionrec.evaluation.systems import Measured
+from fusionrec.progress import bar
 from fusionrec.serving.pipeline import Pipeline
 from jobs.entry import run
 
@@ -75,21 +76,22 @@ def evaluate(config: EvaluateConfig) -> Report:
         runs.append(measure_run(f"run {config.against}", lists, cases, config.top_k))
     measured = measure(pipeline, cases, parts.item_counts, config.top_k)
     served = measured[-1]
-    report = build(
-        [*measured, *runs],
-        cases,
-        dataset=dataset.info,
-        protocol=parts.protocol,
-        part=config.part,
-        catalogue=pipeline.catalogue,
-        item_counts=parts.item_counts,
-        vectors=pipeline.item_vectors,
-        weights=pipeline.fusion.table(),
-        seconds=time.perf_counter() - start,
-        config=EvaluationConfig(
-            k=config.top_k, bootstrap=BootstrapConfig(draws=config.draws, seed=config.seed)
-        ),
-    )
+    with bar("comparing the rankings by bootstrap", None):
+        report = build(
+            [*measured, *runs],
+            cases,
+            dataset=dataset.info,
+            protocol=parts.protocol,
+            part=config.part,
+            catalogue=pipeline.catalogue,
+            item_counts=parts.item_counts,
+            vectors=pipeline.item_vectors,
+            weights=pipeline.fusion.table(),
+            seconds=time.perf_counter() - start,
+            config=EvaluationConfig(
+                k=config.top_k, bootstrap=BootstrapConfig(draws=config.draws, seed=config.seed)
+            ),
+        )
     write(report, config.out)
     _keep(config, report, served, user_ids)
     if config.export_run is not None:

@@ -8,7 +8,6 @@ Without ``--data`` the embedded synthetic catalogue is used. What the stages lea
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,7 @@ from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.synthetic import SyntheticConfig, generate
 from fusionrec.errors import DataError, ServingError
-from fusionrec.progress import console
+from fusionrec.progress import bar, console
 from jobs.entry import check_port, run
 
 RERANK_TOP = 10
@@ -201,21 +200,22 @@ def _serve(config: QuickstartConfig, dataset: Dataset, bundles: Path) -> None:
             server.wait()
     finally:
         if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
+            server.terminate()  # it alone: it has to end its Ray in order
             server.wait(timeout=60)
 
 
 def _wait(server: subprocess.Popen[bytes], address: str, timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise ServingError("the endpoint did not start: its reason stands above")
-        try:
-            if httpx.get(f"{address}/readyz", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
+    with bar("waiting for the endpoint", None):
+        while time.monotonic() < deadline:
+            if server.poll() is not None:
+                raise ServingError("the endpoint did not start: its reason stands above")
+            try:
+                if httpx.get(f"{address}/readyz", timeout=5).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
     raise ServingError(f"the endpoint was not ready within {timeout_s:.0f} s: see Ray's logs")
 
 

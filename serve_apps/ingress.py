@@ -60,6 +60,8 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Three failures in a row, and HAProxy is started again; every 10 s by default.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # Ray gives way to everything else by default: right for jobs, wrong for an endpoint.
         "RAY_worker_niceness": "0",
     }.items():

@@ -239,10 +239,13 @@ def campaign(config: FusionCampaign) -> Fusion:
     study = _search(config, objectives, sources)
     normalisation, consensus = agreed(study, objectives, sources)
     objective = objectives[normalisation]
-    common = polish_where_it_holds(objective, consensus, config.seed)
     bounds = segment_bounds(cases, config.segments)
     segment_of = np.searchsorted(bounds, cases.histories.lengths, side="left")
-    settings = segment_settings(objective, common, segment_of, len(bounds) + 1, config.seed)
+    with bar("polishing all, then by segment", 2) as advance:
+        common = polish_where_it_holds(objective, consensus, config.seed)
+        advance()
+        settings = segment_settings(objective, common, segment_of, len(bounds) + 1, config.seed)
+        advance()
     fusion = Fusion(
         sources=sources,
         normalisation=normalisation,

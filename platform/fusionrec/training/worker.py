@@ -164,9 +164,11 @@ def _followed(progress: Path, description: str) -> Iterator[None]:
     done = threading.Event()
 
     def follow() -> None:
-        while not progress.exists():
-            if done.wait(0.5):
-                return
+        # A minute, and two more where DeepSpeed's operator is compiled: nothing says how far it is.
+        with bar("Start the workers, load the model", None):
+            while not progress.exists():
+                if done.wait(0.5):
+                    return
         shown = 0
         total = _Progress.model_validate_json(progress.read_bytes()).total
         with bar(description, total) as advance:

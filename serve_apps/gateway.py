@@ -47,7 +47,7 @@ logger = logging.getLogger("ray.serve")
 _MARGIN = 0.95
 """Of a client's timeout, what the answer may take: it has to travel, too."""
 _COUNT_EVERY_S = 3.0
-"""Seconds between two questions to the controller; an answer costs it and us 30 ms of CPU."""
+"""Seconds between two questions to the controller: an answer is dear, to it and to us."""
 
 
 class GatewayConfig(Config):

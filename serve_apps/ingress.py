@@ -1,6 +1,6 @@
 """What is in front of the gateway on one machine: HAProxy where ``ray[serve]`` brings it.
 
-HAProxy hands requests to the gateway's replicas directly and costs a tenth of Serve's own proxy,
+HAProxy hands requests to the gateway's replicas directly, and costs less than Serve's own proxy,
 which is Python. The settings are variables that Serve reads when it is imported and that its
 processes inherit from Ray: they are set before Ray starts. Another cluster gets them where it is
 started (docs/operations.md).

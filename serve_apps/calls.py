@@ -28,6 +28,8 @@ _OPEN_S = 2.0
 """How long an open circuit stays open."""
 _MEMORY = 0.8
 """Weight of the past in the running mean of what a row costs."""
+_FORGET_S = 2.0
+"""After which what a row was seen to cost counts half."""
 _MIN_PART = 4
 """Rows below which it does not pay to call another replica."""
 
@@ -108,11 +110,17 @@ class Stage:
         self._on_call = on_call
         self._on_retry = on_retry
         self._row_s = 0.0
+        self._learned = 0.0
         self._running = 0
 
     def expected_s(self, rows: int) -> float:
-        """How long ``rows`` are going to take, by what they took before; 0 before the first."""
-        return self._row_s * rows
+        """How long ``rows`` are going to take, by what they took before; 0 before the first.
+
+        What was seen counts for less the longer ago it was: a stage that nobody dares to ask
+        because it was slow is asked again.
+        """
+        age_s = time.monotonic() - self._learned
+        return self._row_s * rows * float(0.5 ** (age_s / _FORGET_S))
 
     async def call(
         self,
@@ -149,7 +157,11 @@ class Stage:
                 ]
                 found = [await calls[0]] if parts == 1 else await _all(calls)
         except asyncio.CancelledError:
-            raise  # nobody waits any more: that says nothing about the stage
+            # Nobody waits any more. That is no failure, but it took longer than this.
+            row_s = (time.monotonic() - started) / rows
+            if row_s > self._row_s:
+                self._learn(row_s)
+            raise
         except Exception:
             self.circuit.failed()
             raise
@@ -157,8 +169,11 @@ class Stage:
             self._running -= parts
         self.circuit.succeeded()
         row_s = (time.monotonic() - started) / rows
-        self._row_s = row_s + _MEMORY * (self._row_s - row_s) if self._row_s else row_s
+        self._learn(row_s + _MEMORY * (self._row_s - row_s) if self._row_s else row_s)
         return found[0] if parts == 1 else join(found)
+
+    def _learn(self, row_s: float) -> None:
+        self._row_s, self._learned = row_s, time.monotonic()
 
     async def _call(self, rows: int, arguments: tuple[Any, ...]) -> Any:
         for attempt in range(ATTEMPTS):

@@ -218,6 +218,8 @@ class Composition:
         for row in rows[~in_time].tolist():
             reply(row, fused, without, reranked=False)
         rows = rows[in_time]
+        if not len(rows):
+            return 0
         for row in rows.tolist():
             entries[row].fallback = partial(late, row)
         started = time.monotonic()
@@ -241,8 +243,6 @@ class Composition:
         rows: IntArray,
         weights: FloatArray,
     ) -> Fused:
-        if not len(rows):
-            return fused
         asked, items = histories.take(rows), fused.items[rows, : bundle.rerank_top]
         scores: FloatArray = await self._rerank.call(
             len(rows),
@@ -269,7 +269,7 @@ class Composition:
         """Make the answer to one request, and give it unless it is only kept ready."""
         answer = bundle.service.answer_row(questions, row, fused, trace, reranked=reranked)
         answer.timings_ms["queue"] = milliseconds(started - entries[row].since)
-        if give:
+        if give and not entries[row].done:
             without.update(trace.degraded)
             entries[row].answer(answer)
         return answer

@@ -254,7 +254,11 @@ def _count_replicas() -> dict[str, ReplicaCounts]:
     return {
         name: ReplicaCounts(
             running=deployment.replica_states.get(ReplicaState.RUNNING, 0),
-            target=sum(deployment.replica_states.values()),
+            target=sum(
+                count
+                for state, count in deployment.replica_states.items()
+                if state is not ReplicaState.STOPPING
+            ),
         )
         for name, deployment in application.deployments.items()
     }

@@ -6,7 +6,7 @@ import pytest
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.errors import ConfigError
-from serve_apps import gateway
+from serve_apps import calls, gateway
 from serve_apps.security import Access
 from tests.serve_apps.rig import Rig
 
@@ -148,6 +148,23 @@ def test_a_reranker_too_expensive_for_what_is_left_is_not_asked(rig: Rig):
 
     asyncio.run(main())
     assert rig.reranker.sizes == [1]
+
+
+def test_a_reranker_that_hangs_is_waited_for_once(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    rig.reranker.failure = lambda: asyncio.sleep(5)
+    headers = {"x-request-timeout-seconds": "0.1"}
+
+    async def main():
+        for _ in range(3):
+            post = rig.client.post("/v1/recommend", json={"user_id": "ann"}, headers=headers)
+            assert (await post).json()["degraded"] == ["rerank"]
+        assert rig.reranker.sizes == [1]
+        # In time what was seen is forgotten, and one request tries again.
+        monkeypatch.setattr(calls, "_FORGET_S", 1e-9)
+        rig.reranker.failure = None
+        assert (await rig.recommend(user_id="ann"))["degraded"] == []
+
+    asyncio.run(main())
 
 
 def test_nothing_by_the_deadline_is_503(rig: Rig):

@@ -215,7 +215,7 @@ class ReplicaCounts(_Answer):
 
     running: int
     target: int
-    """How many the autoscaler wants."""
+    """How many there are going to be: those that run, and those that come up."""
 
 
 class StatusResponse(_Answer):

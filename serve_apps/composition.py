@@ -101,13 +101,12 @@ class Composition:
         started = time.monotonic()
         bundle = entries[0].question.bundle
         trace = Trace()
-        with bundle.used():
-            questions = bundle.service.ask([entry.question.request for entry in entries])
-            embedded = await self._embedded(bundle, questions.histories, entries, trace)
-            fused = await self._retrieved(bundle, embedded, entries, trace)
-            without: Counter[str] = Counter()
-            reply = partial(self._reply, bundle, questions, entries, started, without)
-            rows = await self._read(bundle, embedded, fused, entries, trace, reply)
+        questions = bundle.service.ask([entry.question.request for entry in entries])
+        embedded = await self._embedded(bundle, questions.histories, entries, trace)
+        fused = await self._retrieved(bundle, embedded, entries, trace)
+        without: Counter[str] = Counter()
+        reply = partial(self._reply, bundle, questions, entries, started, without)
+        rows = await self._read(bundle, embedded, fused, entries, trace, reply)
         self.came_up = self.came_up or not trace.degraded
         self._metrics.observe_batch(
             len(entries),

@@ -161,7 +161,8 @@ class Gateway:
         deadline = started + _MARGIN * (timeout_s or self._config.timeout_s)
         status = 503
         try:
-            answer = await self._batcher.submit(Job(request, bundle, span), deadline)
+            with bundle.used():
+                answer = await self._batcher.submit(Job(request, bundle, span), deadline)
             status = 200
         except Late as error:
             raise Unavailable from error

@@ -46,7 +46,7 @@ class Loaded:
     rerank_top: int
     """Places of the fused list that the reranker reads."""
     in_use: int = 0
-    """Batches under way."""
+    """Requests under way, those that wait among them."""
 
     @classmethod
     def load(cls, store: BundleStore, bundle: str) -> Self:

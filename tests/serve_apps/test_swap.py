@@ -18,12 +18,12 @@ def store(paper_bundles: BundleStore, tmp_path: Path) -> BundleStore:
     return BundleStore(tmp_path / "store")
 
 
-def other(store: BundleStore, tmp_path: Path) -> str:
+def other(store: BundleStore, tmp_path: Path, prefix: str = "Other") -> str:
     """Another bundle: the same, but for the titles."""
     pipeline = tmp_path / "other"
     shutil.copytree(store.current(), pipeline, ignore=shutil.ignore_patterns("manifest.json"))
     catalogue = Catalogue.load(pipeline / "catalogue.parquet")
-    titles = tuple(f"Other {title}" for title in catalogue.titles)
+    titles = tuple(f"{prefix} {title}" for title in catalogue.titles)
     (pipeline / "catalogue.parquet").unlink()
     replace(catalogue, titles=titles).save(pipeline / "catalogue.parquet")
     return store.add(pipeline).id
@@ -104,3 +104,27 @@ def test_a_bundle_that_is_not_held_is_422(store: BundleStore):
     response = asyncio.run(Rig(store).client.post("/v1/recommend", json={"bundle": "other"}))
     assert response.status_code == 422
     assert response.json()["detail"][0]["field"] == "bundle"
+
+
+def test_a_request_that_waits_keeps_its_bundle_held(store: BundleStore, tmp_path: Path):
+    """Two swaps later nothing else would need the first bundle any more."""
+    first, second = store.current().name, other(store, tmp_path)
+    third = other(store, tmp_path / "again", prefix="Third")
+    rig = Rig(store, max_batch=1)
+
+    async def main():
+        rig.retriever.failure = lambda: asyncio.sleep(0.1)
+        began = [asyncio.ensure_future(rig.recommend()) for _ in range(3)]
+        await asyncio.sleep(0.03)
+        assert rig.gateway._shelf.current.in_use == 3  # one batch is under way, two wait
+        store.promote(second, "test")
+        await rig.gateway._shelf.follow()
+        store.promote(third, "test")
+        swap = asyncio.ensure_future(rig.gateway._shelf.follow())
+        await asyncio.sleep(0.03)
+        assert rig.retriever.held == [third, second, first]
+        assert {answer["bundle"] for answer in await asyncio.gather(*began)} == {first}
+        await swap
+        assert rig.retriever.held == [third, second]
+
+    asyncio.run(main())

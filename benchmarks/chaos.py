@@ -28,7 +28,7 @@ from fusionrec.bundles.store import BundleStore
 from fusionrec.config import JobConfig, parse
 from fusionrec.errors import ServingError
 from jobs.entry import run
-from serve_apps.ingress import SWITCH, prefer_haproxy
+from serve_apps.ingress import SWITCH, prefer_haproxy, stop_haproxy
 
 if TYPE_CHECKING:  # Ray reads the environment when it is imported: see measure
     from benchmarks.harness.experiment import Scene
@@ -115,7 +115,10 @@ def measure(config: ChaosConfig, proxy: str) -> list[Row]:
 
 
 def _measure(config: ChaosConfig, proxy: str, out: Connection) -> None:
-    run(lambda: _send(_rows(config, proxy), out))
+    try:
+        run(lambda: _send(_rows(config, proxy), out))
+    finally:
+        stop_haproxy()
 
 
 def _send(rows: Iterator[Row], out: Connection) -> None:

@@ -180,7 +180,7 @@ def build_api(
         admit(request)
         return endpoint.describe_bundle()
 
-    @api.get("/v1/status", responses=_errors(401, 429, 503))
+    @api.get("/v1/status", responses=_errors(401, 429))
     async def status(request: Request) -> StatusResponse:
         """What the endpoint is made of at this moment."""
         admit(request)

@@ -22,6 +22,7 @@ import yaml
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -210,10 +211,13 @@ def deploy(schema: ServeDeploySchema, timeout_s: float) -> str:
         proxy_location=schema.proxy_location,
         global_logging_config=schema.logging_config,
     )
-    client.deploy_apps(schema)
-    for application in schema.applications:
-        _wait(application.name, deadline)
-    client.wait_for_proxies_serving(wait_for_applications_running=True)
+    try:
+        client.deploy_apps(schema)
+        for application in schema.applications:
+            _wait(application.name, deadline)
+        client.wait_for_proxies_serving(wait_for_applications_running=True)
+    except (TimeoutError, RayError) as error:
+        raise ServingError(f"the endpoint did not come up: {error}") from error
     http = client.http_config
     return f"{'https' if http.ssl_certfile else 'http'}://{http.host}:{http.port}"
 

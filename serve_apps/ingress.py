@@ -14,7 +14,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -22,6 +22,9 @@ SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 """Serve's variable; set to 0, Serve's own proxy is used."""
 PIDS = "FUSIONREC_HAPROXY_PIDS"
 """Where haproxy.sh notes the processes that it starts."""
+_NOTED = "pids"
+_made: list[Path] = []
+"""Folders that this process made for HAProxy, and removes."""
 
 
 def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -43,20 +46,23 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
         return False
     # In /tmp whatever TMPDIR says: Serve adds 56 digits, and a socket's path ends at 97 characters.
     folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
+    _made.append(folder)
     metrics, statistics = _free_ports(2)
+    # By default all Serves of a machine share these, and the second one stops the first.
+    environment |= {
+        PIDS: str(folder / _NOTED),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+    }
     for name, value in {
         SWITCH: "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy.sh")),
         "FUSIONREC_HAPROXY": str(binary),
-        PIDS: str(folder / "pids"),
         # How long a replica that is to go waits until HAProxy knows; 30 s by default.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-        # By default all Serves of a machine share these, and the second one stops the first.
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -69,20 +75,20 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
     return True
 
 
-def stop_haproxy(environment: Mapping[str, str] = os.environ) -> None:
-    """End what is left of HAProxy when Ray has stopped: it survives its manager.
+def stop_haproxy() -> None:
+    """End what is left of this process's HAProxy when Ray has stopped: it survives its manager.
 
     Else it would keep the port, and answer 503 to whoever comes.
     """
-    pids = Path(environment.get(PIDS, ""))
-    if not pids.is_file():
-        return
-    for line in pids.read_text(encoding="ascii").split():
-        name = Path(f"/proc/{line}/comm")
-        with suppress(OSError):  # it has ended, and perhaps another process has its number
-            if name.read_text(encoding="ascii").strip() == "haproxy":
-                os.kill(int(line), signal.SIGTERM)
-    shutil.rmtree(pids.parent, ignore_errors=True)
+    while _made:
+        folder = _made.pop()
+        pids = folder / _NOTED
+        for line in pids.read_text(encoding="ascii").split() if pids.is_file() else ():
+            name = Path(f"/proc/{line}/comm")
+            with suppress(OSError):  # it has ended, and perhaps another process has its number
+                if name.read_text(encoding="ascii").strip() == "haproxy":
+                    os.kill(int(line), signal.SIGTERM)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(count: int) -> list[int]:

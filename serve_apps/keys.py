@@ -20,6 +20,8 @@ from typing import NewType, Self
 from fusionrec.errors import ConfigError
 
 VARIABLE = "FUSIONREC_API_KEYS"
+_LONGEST_NAME = 256
+"""Longer than any name of a file: looking for one raises."""
 KeyName = NewType("KeyName", str)
 ANYBODY = KeyName("anybody")
 """Who calls an endpoint without keys."""
@@ -102,7 +104,7 @@ def read_entries(environment: Mapping[str, str]) -> tuple[str, ...]:
     value = environment.get(VARIABLE, "").strip()
     if not value:
         return ()
-    if "/" in value or Path(value).is_file():
+    if "/" in value or (len(value) < _LONGEST_NAME and Path(value).is_file()):
         try:
             value = Path(value).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 from pydantic import Field
@@ -59,7 +58,7 @@ def lint(
         if nodes is not None:
             findings += check_fit(schema, nodes)
     # A place that is not in the file stands behind the one that lacks it.
-    return sorted(findings, key=lambda finding: _line(document, finding))
+    return sorted(findings, key=lambda finding: (document.line(finding.place), len(finding.place)))
 
 
 def report(document: Document, findings: Sequence[Finding]) -> bool:
@@ -101,13 +100,6 @@ def main() -> None:
     if not report(document, lint(document, os.environ, nodes)):
         sys.exit(1)
     sys.stdout.write(f"{config.file}: nothing is wrong\n")
-
-
-def _line(document: Document, finding: Finding) -> tuple[int, int]:
-    place: Any = finding.place
-    while place and place not in document.lines:
-        place = place[:-1]
-    return document.lines.get(place, 0), len(finding.place)
 
 
 if __name__ == "__main__":

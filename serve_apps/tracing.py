@@ -125,6 +125,9 @@ class TracingMiddleware:
             scope["method"],
             TraceContextTextMapPropagator().extract(carrier),
             kind=SpanKind.SERVER,
+            # What an exception says may hold a user or an item.
+            record_exception=False,
+            set_status_on_exception=False,
             attributes={"http.request.method": scope["method"]},
         ) as span:
 
@@ -138,7 +141,11 @@ class TracingMiddleware:
                         span.update_name(f"{scope['method']} {scope['route'].path}")
                 await send(message)
 
-            await self._app(scope, receive, answer)
+            try:
+                await self._app(scope, receive, answer)
+            except Exception:
+                span.set_status(StatusCode.ERROR)
+                raise
 
 
 def tracer_from(environment: Mapping[str, str]) -> Tracer | None:

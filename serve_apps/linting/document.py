@@ -54,12 +54,16 @@ class Document:
 
     def show(self, finding: Finding) -> str:
         """One line: the file, the line in it, the place and what is wrong."""
-        place = finding.place
-        while place and place not in self.lines:
-            place = place[:-1]
-        where = f"{self.name}:{self.lines[place]}" if place in self.lines else self.name
+        line = self.line(finding.place)
+        where = f"{self.name}:{line}" if line else self.name
         kind = "warning" if finding.warning else "error"
         return f"{where}: {kind}: {self.path(finding.place)} {finding.message}"
+
+    def line(self, place: Place) -> int:
+        """The line of ``place``, or of what should hold it; 0 where the file has neither."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 0)
 
     def path(self, place: Place) -> str:
         """``applications[recommend].deployments[Gateway].num_replicas``: names for positions."""

@@ -6,7 +6,6 @@ The rules know this endpoint: the unit of the gateway is a request, that of a st
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +28,7 @@ Deployments = Mapping[str, tuple[Place, DeploymentSchema]]
 def check_rules(
     schema: ServeDeploySchema,
     values: Mapping[str, Any],
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str],
 ) -> Iterator[Finding]:
     """What is wrong with a configuration whose keys and values Serve accepts."""
     keyed = bool(read_entries(environment))

@@ -75,7 +75,7 @@ export class Column {
       const card = this.cards.get(id);
       const remarks = [];
       if (changed && entry.served !== place) remarks.push(moved(entry.served - place));
-      if (places) remarks.push(elsewhere(other.label, places.get(id), place + 1));
+      if (places) remarks.push(elsewhere(other.label, places.get(id)));
       card.update(entry, place + 1, scale, factors, remarks);
       return card.root;
     });
@@ -158,7 +158,7 @@ function moved(places) {
   return h("span", { class: way, title: text }, h("span", { "aria-hidden": "true" }, `${sign}${Math.abs(places)}`), h("span", { class: "unseen" }, text));
 }
 
-function elsewhere(label, place, here) {
+function elsewhere(label, place) {
   if (place === undefined) return h("span", { class: "only" }, `not in ${label}`);
-  return h("span", { class: place === here ? "" : "there" }, `#${place} in ${label}`);
+  return h("span", {}, `#${place} in ${label}`);
 }

@@ -52,6 +52,8 @@ def test_a_key_that_was_not_hashed_is_refused_and_not_repeated():
 def test_entries_come_from_the_variable_or_from_a_file(tmp_path: Path):
     assert read_entries({}) == ()
     assert read_entries({"FUSIONREC_API_KEYS": f" {DIGEST}, b={OTHER}"}) == (DIGEST, f"b={OTHER}")
+    many = ",".join([DIGEST] * 5)  # longer than the name of any file
+    assert read_entries({"FUSIONREC_API_KEYS": many}) == (DIGEST,) * 5
     file = tmp_path / "keys"
     file.write_text(f"# keys of the shop\n{DIGEST}  # front\n\nb={OTHER}\n")
     assert read_entries({"FUSIONREC_API_KEYS": str(file)}) == (DIGEST, f"b={OTHER}")

@@ -46,6 +46,19 @@ def test_known_answers(kind):
     )
 
 
+@pytest.mark.parametrize("kind", ["flat", *APPROXIMATE])
+def test_items_without_a_vector_are_not_counted(kind):
+    vectors = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
+    assert build(vectors, IndexConfig(kind=kind)).report.num_items == 2
+
+
+def test_the_least_effort_of_a_graph_is_the_depth_of_its_search():
+    """So that every effort that is tried is another search."""
+    effort = build(VECTORS, IndexConfig(kind="hnsw", recall=0.01)).report.effort
+    assert effort == 125  # 1.25 × 100
+    assert build(VECTORS, IndexConfig(kind="ivf", recall=0.01)).report.effort == 1
+
+
 def test_flat_search_is_exact():
     items, _ = build(VECTORS, IndexConfig()).top_unseen(QUERIES, HISTORIES, 20)
     for row in range(40):

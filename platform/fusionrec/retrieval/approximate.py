@@ -40,11 +40,10 @@ from fusionrec.retrieval.index import (
     IndexReport,
     Kind,
     Stored,
-    best,
-    empty,
     products,
     write_report,
 )
+from fusionrec.retrieval.lists import empty, fill
 
 _FAISS: Any = faiss  # its type stubs are of an older version
 INDEX = "index.faiss"
@@ -139,7 +138,7 @@ class ApproximateIndex:
         for row, query in enumerate(queries):
             if query.any():
                 found = self._propose(query, histories.row(row), k, self.report.effort)
-                best(items[row], values[row], found, self.score(query, found))
+                fill(items[row], values[row], found, self.score(query, found))
         return items, values
 
     def score(self, query: FloatArray, codes: CodeArray) -> FloatArray:
@@ -167,7 +166,7 @@ class ApproximateIndex:
 
     def _propose(self, query: FloatArray, without: CodeArray, k: int, effort: int) -> CodeArray:
         """The codes that FAISS puts first, in no order that matters."""
-        depth = min(round(k * _PROPOSED[self.report.kind]), self.report.num_items)
+        depth = min(_depth(self.report.kind, k), self.report.num_items)
         settings: dict[str, Any] = {}
         if len(without):
             batch = _FAISS.IDSelectorBatch(without.astype(np.int64))
@@ -187,8 +186,11 @@ class ApproximateIndex:
         """
         k = min(RECALL_AT, self.report.num_items)
         edges = {name: edge_scores(self.vectors, queries, k) for name, queries in asked.items()}
-        limit = _clusters(self.report.num_items) if self.report.kind != "hnsw" else _EFFORTS[-1]
-        efforts = sorted({min(effort, limit) for effort in _EFFORTS})
+        if self.report.kind == "hnsw":
+            least, limit = _depth("hnsw", k), _EFFORTS[-1]  # no search takes less than its depth
+        else:
+            least, limit = 1, _clusters(self.report.num_items)
+        efforts = sorted({min(max(effort, least), limit) for effort in _EFFORTS})
 
         def recalls(effort: int) -> dict[str, FloatArray]:
             return {n: self._recalls(found, edges[n], k, effort) for n, found in asked.items()}
@@ -229,6 +231,11 @@ class ApproximateIndex:
             scores = self.score(query, self._propose(query, nothing, k, effort))
             found[row] = min(int((scores >= edge - _SAME * abs(edge)).sum()), k) / k
         return found
+
+
+def _depth(kind: Kind, k: int) -> int:
+    """Items that FAISS proposes for lists of ``k``."""
+    return round(k * _PROPOSED[kind])
 
 
 def edge_scores(vectors: Stored, queries: FloatArray, k: int) -> FloatArray:

@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.errors import BundleError
+from fusionrec.retrieval.lists import empty, fill
 
 Kind: TypeAlias = Literal["flat", "hnsw", "ivf", "ivfpq"]
 Stored: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
@@ -175,12 +176,11 @@ class FlatIndex:
     @property
     def report(self) -> IndexReport:
         """Recall is 1 by construction."""
-        num_items, dimension = self.vectors.shape
         return IndexReport(
             kind="flat",
-            num_items=num_items,
-            dimension=dimension,
-            num_bytes=4 * num_items * dimension,
+            num_items=int(self.vectors.any(axis=1).sum()),
+            dimension=self.vectors.shape[1],
+            num_bytes=self.vectors.nbytes,
             recall={"histories": 1.0, "items": 1.0},
         )
 
@@ -201,7 +201,7 @@ class FlatIndex:
             edge = scores[row, needed[row] - 1] - 2 * slack[row]
             found = codes[row][scores[row] >= max(edge, -slack[row])]
             found = found[~np.isin(found, histories.row(row))]
-            best(items[row], values[row], found.astype(np.int32), self.score(query, found))
+            fill(items[row], values[row], found.astype(np.int32), self.score(query, found))
         return items, values
 
     def _search(self, queries: FloatArray, needed: Any, slack: Any) -> tuple[Any, Any]:
@@ -243,17 +243,4 @@ def products(vectors: Stored, query: FloatArray, codes: CodeArray) -> FloatArray
     """[C] inner products of one query with the vectors of ``codes``; 0 where a code is −1."""
     rows = vectors[np.maximum(codes, 0)].astype(np.float32, copy=False)
     # Not @: BLAS adds in an order that depends on how many rows there are.
-    return np.where(codes >= 0, np.einsum("cd,d->c", rows, query), 0).astype(np.float32)
-
-
-def empty(num_rows: int, k: int) -> tuple[CodeArray, FloatArray]:
-    """Codes and scores of ``num_rows`` lists without an item."""
-    return np.full((num_rows, k), -1, dtype=np.int32), np.zeros((num_rows, k), dtype=np.float32)
-
-
-def best(items: CodeArray, values: FloatArray, codes: CodeArray, scores: FloatArray) -> None:
-    """Fill one list [K] with the best of ``codes``, ties to the lower; only positive scores."""
-    order = np.lexsort((codes, -scores))[: len(items)]
-    order = order[scores[order] > 0]
-    items[: len(order)] = codes[order]
-    values[: len(order)] = scores[order]
+    return np.where(codes >= 0, np.einsum("cd,d->c", rows, query), np.float32(0))

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
+from fusionrec.retrieval.lists import empty, fill
 from fusionrec.retrieval.rows import CSR, SparseRows
 
 _BLOCK_ENTRIES = 8_000_000
@@ -75,47 +76,32 @@ def top_of_sparse(scores: SparseRows, histories: Histories, k: int) -> tuple[Cod
 
     Ties go to the lower code. Cost: a partial sort of each row's entries.
     """
-    items = np.full((len(histories), k), -1, dtype=np.int32)
-    values = np.zeros((len(histories), k), dtype=np.float32)
+    items, values = empty(len(histories), k)
     for row in range(len(histories)):
         entries = slice(scores.indptr[row], scores.indptr[row + 1])
         codes, data = scores.indices[entries], scores.data[entries]
-        keep = data > 0
+        keep = np.ones(len(codes), dtype=bool)
         place, found = _find(codes, histories.row(row))
         keep[place[found]] = False
-        best, value = _top(codes[keep], data[keep], k)
-        items[row, : len(best)] = best
-        values[row, : len(best)] = value
+        fill(items[row], values[row], codes[keep], data[keep])
     return items, values
 
 
 def top_of_dense(scores: FloatArray, histories: Histories, k: int) -> tuple[CodeArray, FloatArray]:
     """As :func:`top_of_sparse`, for dense [B, I] scores."""
-    items = np.full((len(histories), k), -1, dtype=np.int32)
-    values = np.zeros((len(histories), k), dtype=np.float32)
+    items, values = empty(len(histories), k)
     for row in range(len(histories)):
         data = scores[row].copy()
         data[histories.row(row)] = 0
         (codes,) = np.nonzero(data > 0)
-        best, value = _top(codes.astype(np.int32), data[codes], k)
-        items[row, : len(best)] = best
-        values[row, : len(best)] = value
+        fill(items[row], values[row], codes.astype(np.int32), data[codes])
     return items, values
-
-
-def _top(codes: CodeArray, data: FloatArray, k: int) -> tuple[CodeArray, FloatArray]:
-    if len(codes) > k:
-        threshold = np.partition(data, len(data) - k)[len(data) - k]
-        keep = data >= threshold
-        codes, data = codes[keep], data[keep]
-    order = np.lexsort((codes, -data))[:k]
-    return codes[order], data[order]
 
 
 def gather(scores: FloatArray, candidates: CodeArray) -> FloatArray:
     """[B, C] entries of dense [B, I] ``scores`` at ``candidates``; 0 where a candidate is −1."""
     taken = np.take_along_axis(scores, np.maximum(candidates, 0), axis=1)
-    return np.where(candidates >= 0, taken, np.float32(0)).astype(np.float32)
+    return np.where(candidates >= 0, taken, np.float32(0))
 
 
 def gather_sparse(scores: SparseRows, candidates: CodeArray) -> FloatArray:

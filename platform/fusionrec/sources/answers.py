@@ -14,6 +14,7 @@ import numpy as np
 
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.retrieval.index import VectorIndex
+from fusionrec.retrieval.lists import empty
 from fusionrec.retrieval.neighbours import gather, gather_sparse, top_of_dense, top_of_sparse
 from fusionrec.retrieval.rows import SparseRows
 from fusionrec.sources.protocol import Answer, Ranked
@@ -63,8 +64,7 @@ class Nearest:
     def top(self, k: int) -> Ranked:
         """The nearest items that are not in the history."""
         if self.index is None or self.queries is None:
-            shape = (len(self.histories), k)
-            return Ranked(np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
+            return Ranked(*empty(len(self.histories), k))
         return Ranked(*self.index.top_unseen(self.queries, self.histories, k))
 
     def score(self, candidates: CodeArray) -> FloatArray:

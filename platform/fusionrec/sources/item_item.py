@@ -26,12 +26,13 @@ from fusionrec.sources.ease import EASE
 from fusionrec.sources.item_knn import ItemKNN
 from fusionrec.sources.protocol import Answer, Ranked, TrainingData
 from fusionrec.sources.transitions import Transitions
+from fusionrec.space import Range
 
 Learner: TypeAlias = Annotated[EASE | ItemKNN | Transitions, Field(discriminator="kind")]
 
-
 _FELT = 1e-7
-"""Weight, relative to the newest event's, below which an event is left out."""
+"""Weight, relative to the newest event's, below which an event is left out, so that a long history
+costs no more than a bounded one; an item that only such events speak for scores 0."""
 
 
 class ItemItemConfig(Config):
@@ -39,7 +40,7 @@ class ItemItemConfig(Config):
 
     learner: Learner
     """What learns the weights."""
-    recency: float = Field(default=0.8, gt=0, le=1)
+    recency: Annotated[float, Range(0.2, 1)] = Field(default=0.8, gt=0, le=1)
     """Weight of an event relative to the next newer one of its history; 1 forgets the order."""
     neighbours: int = Field(default=300, ge=1)
     """Weights kept for each item."""
@@ -94,6 +95,6 @@ class ItemItem:
 
     @property
     def _reach(self) -> int:
-        """How many events of a history weigh enough for a float32 sum to tell."""
+        """How many of a history's newest events are looked at."""
         recency = self.config.recency
         return sys.maxsize if recency == 1 else 1 + int(math.log(_FELT) / math.log(recency))

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import Field
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
+from fusionrec.retrieval.lists import empty
 from fusionrec.retrieval.neighbours import top_of_dense
 from fusionrec.sources.protocol import Answer, Ranked, TrainingData
+from fusionrec.space import Range
 
 _HEAD = 1000
 """Items of each snapshot that are kept in order."""
@@ -31,7 +33,7 @@ _HEAD = 1000
 class PopularityConfig(Config):
     """Settings of :class:`Popularity`."""
 
-    half_life_days: float = Field(default=365.0, gt=0)
+    half_life_days: Annotated[float, Range(7, 3650, log=True)] = Field(default=365.0, gt=0)
     """After which an event counts half."""
     snapshots: int = Field(default=64, ge=1)
     """Moments at which the popularity of every item is kept."""
@@ -141,8 +143,7 @@ class _AtMoments:
     """[T, H] the best items of each moment, −1 behind."""
 
     def top(self, k: int) -> Ranked:
-        items = np.full((len(self.histories), k), -1, dtype=np.int32)
-        values = np.zeros((len(self.histories), k), dtype=np.float32)
+        items, values = empty(len(self.histories), k)
         for row, moment in enumerate(self.moments.tolist()):
             seen, head = self.histories.row(row), self.head[moment]
             best = head[(head >= 0) & ~np.isin(head, seen)][:k]
@@ -156,4 +157,4 @@ class _AtMoments:
 
     def score(self, candidates: CodeArray) -> FloatArray:
         found = self.scores[self.moments[:, None], np.maximum(candidates, 0)]
-        return np.where(candidates >= 0, found, np.float32(0)).astype(np.float32)
+        return np.where(candidates >= 0, found, np.float32(0))

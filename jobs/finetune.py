@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +37,10 @@ from fusionrec.training import preflight
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, prepare_process, train
 from fusionrec.training.examples import Examples
-from fusionrec.training.tasks import TaskSettings, load_task, save_task
+from fusionrec.training.objectives.encoder import EncoderSettings
+from fusionrec.training.objectives.reranker import RerankerSettings
+from fusionrec.training.objectives.settings import TaskSettings
+from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 from fusionrec.training.tracking import Report
 from jobs.entry import run
 
@@ -50,7 +54,7 @@ _CHUNK = 128
 """Histories that the pipeline answers at a time."""
 
 
-class FinetuneConfig(JobConfig, TaskSettings, TrainingConfig):  # type: ignore[misc]
+class FinetuneConfig(JobConfig, EncoderSettings, RerankerSettings, TrainingConfig):  # type: ignore[misc]
     """Fine-tune a language model: Ray Train and DeepSpeed, on CPUs or GPUs.
 
     Defaults by task: encoder --batch-size 64 --learning-rate 1e-4 --max-tokens 64; reranker
@@ -85,9 +89,15 @@ class FinetuneConfig(JobConfig, TaskSettings, TrainingConfig):  # type: ignore[m
 
     def resolved(self) -> tuple[TaskSettings, TrainingConfig]:
         """Settings of task and engine, with the task's own defaults where nothing was said."""
-        values = DEFAULTS[self.task] | {n: getattr(self, n) for n in self.model_fields_set}
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        values = DEFAULTS[self.task] | given
+        kind = OBJECTIVES[self.task].settings
+        others = {n for each in OBJECTIVES.values() for n in each.settings.model_fields}
+        for name in sorted(given.keys() & others - kind.model_fields.keys()):
+            flag = "--" + name.replace("_", "-")
+            warnings.warn(f"{flag} is ignored by --task {self.task}: leave it out", stacklevel=2)
         return (
-            TaskSettings(**{n: v for n, v in values.items() if n in TaskSettings.model_fields}),
+            kind(**{n: v for n, v in values.items() if n in kind.model_fields}),
             TrainingConfig(**{n: v for n, v in values.items() if n in TrainingConfig.model_fields}),
         )
 

@@ -9,7 +9,8 @@ from fusionrec.language.reranker import Reranker
 from fusionrec.training import weights
 from fusionrec.training.config import LoraSettings, Method, TrainingConfig
 from fusionrec.training.examples import Examples
-from fusionrec.training.tasks import TaskSettings, load_task, save_task
+from fusionrec.training.objectives.encoder import EncoderSettings, among
+from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 
 WORDS = ["the love", "war in space", "night music", "book of the night", "film and love", "space"]
 CATALOGUE = Catalogue(
@@ -28,7 +29,8 @@ def task(request, tiny_encoder, tmp_path):
     if request.param == "reranker":
         candidates = np.tile(np.arange(6, dtype=np.int32), (len(examples), 1))
         examples = examples.with_negatives(candidates, 2)
-    settings = TaskSettings(encoder=str(tiny_encoder), max_tokens=32, history_items=2)
+    kind = OBJECTIVES[request.param].settings
+    settings = kind(encoder=str(tiny_encoder), max_tokens=32, history_items=2)
     save_task(request.param, settings, CATALOGUE, examples, tmp_path)
     return load_task(tmp_path)
 
@@ -78,10 +80,11 @@ def test_description_names_the_texts(task):
 
 def test_items_that_the_user_had_are_no_negatives(tiny_encoder, tmp_path):
     examples = Examples.of(TRAIN, per_user=2, limit=99, generator=np.random.default_rng(0))
-    save_task("encoder", TaskSettings(encoder=str(tiny_encoder)), CATALOGUE, examples, tmp_path)
+    save_task("encoder", EncoderSettings(encoder=str(tiny_encoder)), CATALOGUE, examples, tmp_path)
     task = load_task(tmp_path)
     task.build_model()
-    had = task.batch(np.array([0, 1, 2]))["had"]  # items 1 and 2 of user 0, item 4 of user 1
+    batch = task.batch(np.array([0, 1, 2]))
+    had = among(batch["seen"], batch["codes"])  # items 1 and 2 of user 0, item 4 of user 1
     assert had.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
 
@@ -113,6 +116,6 @@ def test_merged_adapters_answer_like_the_adapted_model(task):
 def test_a_folder_is_found_from_wherever_a_worker_runs(tiny_encoder, tmp_path, monkeypatch):
     examples = Examples.of(TRAIN, per_user=1, limit=9, generator=np.random.default_rng(0))
     monkeypatch.chdir(tiny_encoder.parent)
-    save_task("encoder", TaskSettings(encoder=tiny_encoder.name), CATALOGUE, examples, tmp_path)
+    save_task("encoder", EncoderSettings(encoder=tiny_encoder.name), CATALOGUE, examples, tmp_path)
     monkeypatch.chdir(tmp_path)
     load_task(tmp_path).build_model()

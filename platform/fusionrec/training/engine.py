@@ -9,6 +9,7 @@ The directory of a run, seen by all workers::
 
     DIR/checkpoints/…      see fusionrec.training.checkpoints
     DIR/tensorboard/…      loss, learning rate, gradient norm, examples/s
+    DIR/refreshed/…        what tasks chose by the current model, such as mined negatives
     DIR/model/…            what Task.save writes, adapters merged
     DIR/result.json        written last; a finished run is not run again
 
@@ -22,6 +23,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from fusionrec.training.checkpoints import (
     sha256_of,
 )
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.task import Task
+from fusionrec.training.task import Batch, Refreshed, Task
 from fusionrec.training.tracking import Report, Tracker, save_batch
 
 
@@ -129,8 +131,12 @@ class _LossModule(torch.nn.Module):
         self.model = model
         self._task = task
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self._task.loss(self.model, batch)
+    def forward(
+        self,
+        batch: Batch,
+        function: Callable[[torch.nn.Module, Batch], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        return (function or self._task.loss)(self.model, batch)
 
 
 class _Run:
@@ -169,6 +175,7 @@ class _Run:
         ) as tracker:
             began = time.perf_counter() - before
             for step in range(start, self._total):
+                self._refresh(engine, step, resumed=step == start)
                 rate = config.learning_rate_at(step, self._total)
                 loss = self._step(engine, step, rate)
                 report = tracker.step(
@@ -196,6 +203,26 @@ class _Run:
             self._plan_epoch = epoch
         first = (position * self._config.accumulation + micro) * self._world
         return self._plan[first + self._rank]
+
+    def _refresh(self, engine: Any, step: int, *, resumed: bool) -> None:
+        """Let a task that chooses its examples by the current model look at it, where it is due."""
+        if not isinstance(self._task, Refreshed) or not (every := self._task.refresh_every):
+            return
+        path = self._directory / "refreshed" / f"step-{step - step % every:08d}.safetensors"
+        if step % every == 0:
+            engine.eval()
+            with torch.no_grad():
+                self._task.refresh(partial(self._forward, engine), path, step)
+            engine.train()
+        elif resumed:
+            self._task.restore(path)
+
+    @staticmethod
+    def _forward(
+        engine: Any, function: Callable[[torch.nn.Module, Batch], torch.Tensor], batch: Batch
+    ) -> torch.Tensor:
+        found: torch.Tensor = engine({k: v.to(engine.device) for k, v in batch.items()}, function)
+        return found
 
     def _step(self, engine: Any, step: int, rate: float) -> float:
         for group in engine.optimizer.param_groups:

@@ -6,8 +6,9 @@ many. Shape legend: P examples, B examples of a batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,6 +67,30 @@ class Task(Protocol):
 
     def save(self, model: torch.nn.Module, directory: Path) -> None:
         """Write the trained model as it is loaded later: safetensors and JSON."""
+        ...
+
+
+Forward: TypeAlias = Callable[
+    [Callable[[torch.nn.Module, Batch], torch.Tensor], Batch], torch.Tensor
+]
+"""Runs a function of model and batch through the engine, without gradients and dropout."""
+
+
+@runtime_checkable
+class Refreshed(Protocol):
+    """A task that looks at the current model from time to time, to choose what it is shown next."""
+
+    @property
+    def refresh_every(self) -> int:
+        """Optimizer steps between two looks, the first before the first step; 0 for never."""
+        ...
+
+    def refresh(self, forward: Forward, path: Path, step: int) -> None:
+        """Look; called by all workers together. ``path`` is where the outcome is kept."""
+        ...
+
+    def restore(self, path: Path) -> None:
+        """Go on with the outcome of an earlier look."""
         ...
 
 

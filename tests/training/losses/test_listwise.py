@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fusionrec.language.objectives.listwise import listwise_softmax
+from fusionrec.training.losses.listwise import listwise_softmax
 
 
 def test_a_known_answer():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fusionrec.language.objectives.info_nce import info_nce
+from fusionrec.training.losses.info_nce import info_nce
 
 
 def unit(*rows: list[float]) -> torch.Tensor:

@@ -1,1 +1,0 @@
-"""Training objectives of the language models: pure functions on tensors, one file each."""

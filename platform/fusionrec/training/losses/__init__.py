@@ -1,0 +1,1 @@
+"""Losses of the language models: pure functions on tensors, one file each."""

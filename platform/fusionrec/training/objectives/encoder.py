@@ -1,0 +1,240 @@
+r"""The encoder: vectors of histories near the vectors of what came next.
+
+The loss is InfoNCE (see :mod:`fusionrec.training.losses.info_nce`) of a history q_i against the
+items d_j of the batch, of all workers' batches, and mined ones. Items that the history's user had
+are masked. With dimensions d_1, d_2, … the vectors' beginnings are trained to be vectors too,
+
+    loss = mean over d in {D, d_1, …} of InfoNCE(normalize(q[:d]), normalize(item[:d])),
+
+after Kusupati et al., Matryoshka representation learning (NeurIPS 2022).
+
+Large batches mean many negatives and much memory. GradCache (Gao et al., Scaling deep contrastive
+learning batch size under memory limited setup, RepL4NLP 2021) holds the activations of one chunk of
+texts at a time: vectors are computed without, the loss gives the gradient of each vector, and each
+chunk is computed once more to pass its vectors' gradients on. That is what checkpointing each chunk
+does. It costs one more forward pass, a third of the step, and changes no gradient.
+
+Negatives from all workers: as in Radford et al. (CLIP, 2021), with gradients through the gathered
+vectors, so that W workers with batches of B do what one with a batch of W·B would.
+
+Shape legend: B examples of a batch, M mined negatives an example, W workers, N = W·B·(1 + M) items,
+S items of the longest training history of the batch, I items, D dimensions.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fusionrec.data.catalogue import Catalogue
+from fusionrec.data.histories import CodeArray, IntArray
+from fusionrec.data.text import history_texts, item_text, item_texts
+from fusionrec.errors import ConfigError
+from fusionrec.language.encoder import Encoder, vectors
+from fusionrec.language.inference import pad, tokenize
+from fusionrec.training.examples import Examples
+from fusionrec.training.gather import own_first
+from fusionrec.training.losses.info_nce import info_nce
+from fusionrec.training.mining import encode_all, load_mined, mine, save_mined
+from fusionrec.training.objectives.settings import HistorySettings, identity, named, part
+from fusionrec.training.task import Batch, Forward, shuffled
+
+_NOBODY = torch.iinfo(torch.int64).max
+
+
+class EncoderSettings(HistorySettings):
+    """How the encoder is trained."""
+
+    temperature: float = Field(0.05, gt=0)
+    """Divides the cosines of the encoder before the softmax."""
+    popularity_correction: bool = False
+    """Whether the encoder's loss undoes that popular items are drawn as negatives more often. Off,
+    because popularity is a source of its own in the fusion, and text should say something else."""
+    gather_negatives: bool = True
+    """Whether the items of all workers' batches are negatives of each (encoder)."""
+    grad_cache: int | None = Field(None, ge=1)
+    """Texts whose activations are held at a time (encoder): less memory for a third more time; by
+    default all of the batch."""
+    dimensions: tuple[int, ...] = ()
+    """Matryoshka: the first so many dimensions are trained to be a vector by themselves (encoder)."""
+    mined_negatives: int = Field(0, ge=0)
+    """Hard negatives of an example that the current model finds (encoder); 0: only the batch's."""
+    mine_every: int = Field(100, ge=1)
+    """Optimizer steps between searches for mined negatives: each encodes all items and histories of
+    the examples."""
+    mine_from: int = Field(50, ge=1)
+    """Mined negatives are drawn from so many unseen items nearest to the history."""
+
+
+class EncoderTask:
+    """See the module."""
+
+    name = "encoder"
+    head: tuple[str, ...] = ()
+
+    def __init__(self, settings: EncoderSettings, catalogue: Catalogue, examples: Examples) -> None:
+        self._settings, self._catalogue, self._examples = settings, catalogue, examples
+        self._mined: CodeArray = np.empty((len(examples), 0), dtype=np.int32)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See :class:`~fusionrec.training.task.Task`."""
+        return identity(self.name, self._settings, self._examples.fingerprint)
+
+    def build_model(self) -> torch.nn.Module:
+        """The transformer; pooling is part of the loss.
+
+        Raises:
+            ConfigError: a Matryoshka dimension is larger than the model's.
+        """
+        found = Encoder.load(self._settings.encoder, revision=self._settings.revision, device="cpu")
+        for dimension in self._settings.dimensions:
+            if not 0 < dimension < found.dimension:
+                raise ConfigError(
+                    f"setting dimensions = {dimension} is wrong: {self._settings.encoder} has "
+                    f"{found.dimension} dimensions; set --dimensions to less, and above 0"
+                )
+        # Not the encoder itself: the engine alone decides how many copies of the weights there are.
+        self._tokenizer = found.tokenizer
+        self._config = found.config.model_copy(update=self._settings.limits)
+        model: torch.nn.Module = found.model
+        return model
+
+    def plan(self, batch_size: int, generator: np.random.Generator) -> list[IntArray]:
+        """Random batches."""
+        return shuffled(len(self._examples), batch_size, generator)
+
+    def batch(self, examples: IntArray) -> Batch:
+        """Tokens of B histories and B·(1+M) items, these items' codes, [B, S] what users had."""
+        rows = self._examples.take(examples)
+        codes = np.concatenate([rows.positives, self._mined[examples].ravel()])
+        had = [np.unique(self._examples.seen.row(int(user))) for user in rows.users]
+        seen = np.full((len(had), max(map(len, had))), _NOBODY, dtype=np.int64)
+        for row, items in enumerate(had):
+            seen[row, : len(items)] = items
+        batch = {"codes": torch.from_numpy(codes.astype(np.int64)), "seen": torch.from_numpy(seen)}
+        items = [item_text(self._catalogue, int(code)) for code in codes]
+        for name, texts in (("history", self._histories(rows)), ("item", items)):
+            batch |= named(name, self._tokens(texts))
+        return batch
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """InfoNCE; an item that a history's user had anyway is no negative of that history."""
+        histories = self._vectors(model, part(batch, "history"))  # [B, D]
+        items, codes = self._vectors(model, part(batch, "item")), batch["codes"]
+        num_drawn = len(histories)
+        drawn = torch.arange(len(codes), device=codes.device) < num_drawn
+        if self._settings.gather_negatives:
+            items, codes, drawn = own_first(items), own_first(codes), own_first(drawn)
+        had = among(batch["seen"], codes) | (codes < 0)
+        correction = (
+            self._correction(codes, drawn) if self._settings.popularity_correction else None
+        )
+        losses = [
+            info_nce(
+                *(histories, items) if cut is None else (_cut(histories, cut), _cut(items, cut)),
+                had,
+                temperature=self._settings.temperature,
+                log_popularity=correction,
+            )
+            for cut in (None, *self._settings.dimensions)
+        ]
+        return torch.stack(losses).mean()
+
+    def describe(self, examples: IntArray) -> list[dict[str, Any]]:
+        """The texts."""
+        rows = self._examples.take(examples)
+        return [
+            {"example": int(example), "history": history, "item": item}
+            | ({"mined": [item_text(self._catalogue, int(c)) for c in mined]} if len(mined) else {})
+            for example, history, item, mined in zip(
+                examples,
+                self._histories(rows),
+                [item_text(self._catalogue, int(code)) for code in rows.positives],
+                self._mined[examples],
+                strict=True,
+            )
+        ]
+
+    def save(self, model: torch.nn.Module, directory: Path) -> None:
+        """What ``Encoder.load`` reads."""
+        Encoder(model, self._tokenizer, self._config).save(directory)
+
+    @property
+    def refresh_every(self) -> int:
+        """See :class:`~fusionrec.training.task.Refreshed`."""
+        return self._settings.mine_every if self._settings.mined_negatives else 0
+
+    def refresh(self, forward: Forward, path: Path, step: int) -> None:
+        """Find hard negatives with the current model, and leave them in ``path``."""
+        settings, texts = self._settings, item_texts(self._catalogue)
+        items = encode_all(forward, self._encode, self._tokens, texts)
+        queries = encode_all(forward, self._encode, self._tokens, self._histories(self._examples))
+        self._mined = mine(
+            queries,
+            items,
+            self._examples,
+            np.array([bool(text) for text in texts]),
+            count=settings.mined_negatives,
+            nearest=settings.mine_from,
+            seed=step,
+        )
+        save_mined(self._mined, path)
+
+    def restore(self, path: Path) -> None:
+        """What :meth:`refresh` left in ``path``."""
+        self._mined = load_mined(path)
+
+    def _encode(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        return vectors(model, batch, self._config.pooling)
+
+    def _vectors(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        """[B, D]; with GradCache a chunk's activations are not kept but computed again."""
+        chunk, count = self._settings.grad_cache, len(inputs["input_ids"])
+        if chunk is None or chunk >= count:
+            return self._encode(model, inputs)
+        found = []
+        for start in range(0, count, chunk):
+            piece = {name: tensor[start : start + chunk] for name, tensor in inputs.items()}
+            # Under ZeRO-3 a weight is whole in one pass and a shard in the other: shapes differ.
+            found.append(
+                checkpoint(
+                    self._encode, model, piece, use_reentrant=False, determinism_check="none"
+                )
+            )
+        return torch.cat(found)
+
+    def _correction(self, codes: Tensor, drawn: Tensor) -> Tensor:
+        """[N] log of how often each item is expected among the negatives; mined ones are there."""
+        expected = self._log_popularity.to(codes.device)[codes.clamp(min=0)] + drawn.sum().log()
+        return torch.where(drawn, expected, 0.0)
+
+    @cached_property
+    def _log_popularity(self) -> Tensor:
+        """[I] log of each item's share of the training events, one event added to each."""
+        counts = np.bincount(self._examples.seen.items, minlength=len(self._catalogue)) + 1
+        return torch.from_numpy(np.log(counts / counts.sum())).float()
+
+    def _histories(self, rows: Examples) -> list[str]:
+        return history_texts(self._catalogue, rows.histories, self._settings.history_items)
+
+    def _tokens(self, texts: list[str]) -> Batch:
+        return pad(self._tokenizer, tokenize(self._tokenizer, self._config.max_tokens, texts))
+
+
+def among(seen: Tensor, codes: Tensor) -> Tensor:
+    """[B, N] whether each of N ``codes`` is in each of the ascending rows of [B, S] ``seen``."""
+    asked = codes.expand(len(seen), -1).contiguous()
+    found = torch.searchsorted(seen, asked).clamp(max=seen.shape[1] - 1)
+    return seen.gather(1, found) == asked
+
+
+def _cut(unit: Tensor, dimension: int) -> Tensor:
+    return torch.nn.functional.normalize(unit[:, :dimension], dim=-1)

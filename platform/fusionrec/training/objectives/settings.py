@@ -1,0 +1,59 @@
+"""What all objectives are told, and how a run is recognised by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from fusionrec.config import Config
+from fusionrec.language.models import DEFAULT_MODEL, resolve
+from fusionrec.training.checkpoints import sha256_of
+from fusionrec.training.task import Batch
+
+HEAD = ("classifier", "score", "pre_classifier", "pooler")
+"""How architectures call what stands on top of the transformer of a classifier."""
+
+
+class TaskSettings(Config):
+    """What is trained, whatever for."""
+
+    encoder: str = DEFAULT_MODEL
+    """Weights to start from: package:NAME, a folder, or a name on the hub."""
+    revision: str | None = None
+    """Commit of a hub model."""
+    max_tokens: int = Field(64, ge=8)
+    """Tokens that are read of a text (encoder, pretraining), of a pair of texts (reranker, rating)
+    or of a prompt (decoder), in training and ever after."""
+
+
+class HistorySettings(TaskSettings):
+    """What is read of a history."""
+
+    history_items: int = Field(5, ge=1)
+    """Newest items that make the text of a history."""
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What the trained model keeps to ever after."""
+        return {"max_tokens": self.max_tokens, "history_items": self.history_items}
+
+
+def identity(name: str, settings: TaskSettings, fingerprint: str) -> dict[str, Any]:
+    """JSON that names the objective, its settings, examples and the weights it starts from."""
+    # The weights themselves: a folder keeps its name when its model is trained again.
+    folder = resolve(settings.encoder, settings.revision)
+    weights = {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+    made_of = {"name": name, "examples": fingerprint, "weights": weights}
+    return made_of | settings.model_dump(mode="json")
+
+
+def part(batch: Batch, name: str) -> Batch:
+    """The tensors of ``batch`` whose names begin with ``name.``, without it."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): t for key, t in batch.items() if key.startswith(prefix)}
+
+
+def named(name: str, tensors: Batch) -> Batch:
+    """The inverse of :func:`part`."""
+    return {f"{name}.{key}": tensor for key, tensor in tensors.items()}

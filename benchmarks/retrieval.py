@@ -3,7 +3,7 @@
 ``python -m benchmarks.retrieval --items 1000000`` generates vectors, builds each kind of index,
 and asks each, one query at a time, in a process of its own with one thread. Then it does the same
 to a whole retriever: every source that a catalogue of this size can have, from a pipeline directory
-filled with generated weights.
+filled with generated weights, with indexes of the kind that ``--index`` names.
 
 The vectors lie around cluster centres, with noise whose spectrum decays like that of text vectors.
 The queries are other vectors of the same making ("items") and means of a few neighbouring ones
@@ -34,6 +34,7 @@ from benchmarks.harness.catalogue import (
     truth,
 )
 from benchmarks.harness.machine import describe, today
+from benchmarks.harness.tables import table
 from fusionrec.config import parse
 from fusionrec.data.histories import Histories
 from fusionrec.progress import console
@@ -41,7 +42,19 @@ from fusionrec.retrieval import index as indexes
 from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs.entry import run
 
-LIMIT_MS, LIMIT_GIB = 10.0, 3.0
+LIMIT_MS, LIMIT_GIB, LEAST_RECALL = 10.0, 3.0, 0.95
+COLUMNS = (
+    "index",
+    "build, s",
+    "on disk, GiB",
+    "effort",
+    "recall@100 of items",
+    "of histories",
+    "p50, ms",
+    "p99, ms",
+    "resident, GiB",
+    "of it mapped",
+)
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -53,24 +66,22 @@ def ask_index(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
     nothing = Histories.of([[]])
     for query in queries[:20]:
         index.top_unseen(query[None], nothing, 100)
-    seconds, recall = [], []
-    for query, wanted in zip(queries, exact, strict=True):
+    seconds, found = [], []
+    for query in queries:
         start = time.perf_counter()
         items, _ = index.top_unseen(query[None], nothing, 100)
         seconds.append(time.perf_counter() - start)
-        recall.append(np.isin(wanted, items[0]).mean())
-    half = len(recall) // 2
+        found.append(items[0])
     return {
         **_times(seconds),
-        "recall_items": float(np.mean(recall[:half])),
-        "recall_histories": float(np.mean(recall[half:])),
+        **_recall(found, exact),
         "effort": index.report.effort,
         **_memory(),
     }
 
 
 def ask_retriever(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
-    """Time of single histories through every source and the fusion."""
+    """Time of single histories through every source and the fusion; recall of its text vectors."""
     pipeline = Pipeline.load(place, stages=frozenset({Stage.RETRIEVER}))
     queries = np.load(config.folder / "queries.npy")
     asked = histories_like_people(config, len(queries), config.seed + 9).with_vectors(queries)
@@ -93,7 +104,20 @@ def ask_retriever(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
             answer.score(items)
             parts[source.name].append(1000 * (time.perf_counter() - start))
     found = {name: round(float(np.median(times)), 2) for name, times in parts.items()}
-    return {**_times(seconds[20:]), **memory, "parts": found}
+    [semantic] = [source for source in pipeline.sources if source.name == "semantic"]
+    bare = Histories.of([[]] * len(queries)).with_vectors(queries)
+    recall = _recall(semantic.top(bare, 100).items, np.load(config.folder / "truth.npy"))
+    return {**_times(seconds[20:]), **memory, **recall, "parts": found}
+
+
+def _recall(found: Any, exact: Any) -> dict[str, float]:
+    """Share of the nearest 100 items among those found; the queries' halves are their kinds."""
+    recall = [np.isin(wanted, items).mean() for items, wanted in zip(found, exact, strict=True)]
+    half = len(recall) // 2
+    return {
+        "recall_items": float(np.mean(recall[:half])),
+        "recall_histories": float(np.mean(recall[half:])),
+    }
 
 
 def _times(seconds: list[float]) -> dict[str, float]:
@@ -163,34 +187,37 @@ def report(config: RetrievalBenchmark, found: list[dict[str, Any]]) -> str:
         f"tuned to recall {config.recall} on other vectors. Of the resident memory, what is mapped "
         "from files is held once for all processes of a node.",
         "",
-        "| index | build, s | on disk, GiB | effort | recall@100 of items | of histories | p50, ms "
-        "| p99, ms | resident, GiB | of it mapped |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        table(COLUMNS, [_cells(each) for each in found]),
     ]
-    for each in found:
-        recalls = [each.get(f"recall_{kind}") for kind in ("items", "histories")]
-        cells = [
-            each["name"],
-            f"{each['build_s']:.0f}",
-            f"{each['disk_gib']:.2f}",
-            str(each.get("effort") or ""),
-            *("" if recall is None else f"{recall:.3f}" for recall in recalls),
-            f"{each['p50_ms']:.2f}",
-            f"{each['p99_ms']:.2f}",
-            f"{each['rss_gib']:.2f}",
-            f"{each['mapped_gib']:.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
     for each in found:
         if "parts" in each:
             parts = ", ".join(f"{name} {ms}" for name, ms in each["parts"].items())
-            holds = each["p99_ms"] < LIMIT_MS and each["rss_gib"] < LIMIT_GIB
+            recall = min(each["recall_items"], each["recall_histories"])
+            holds = (
+                each["p99_ms"] < LIMIT_MS and each["rss_gib"] < LIMIT_GIB and recall >= LEAST_RECALL
+            )
             lines += [
-                "",
-                f"Of the {each['name']}, 150 candidates a source, the medians in ms: {parts}.",
-                f"Under {LIMIT_MS:.0f} ms p99 and {LIMIT_GIB:.0f} GiB: {'yes' if holds else 'no'}.",
+                f"Of the {each['name']} (index: {config.index}), 150 candidates a source, the "
+                f"medians in ms: {parts}. Its recall is that of the text vectors.",
+                f"Under {LIMIT_MS:.0f} ms p99 and {LIMIT_GIB:.0f} GiB at a recall@100 of at least "
+                f"{LEAST_RECALL}: {'yes' if holds else 'no'}.",
             ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _cells(each: dict[str, Any]) -> list[str]:
+    return [
+        each["name"],
+        f"{each['build_s']:.0f}",
+        f"{each['disk_gib']:.2f}",
+        str(each.get("effort") or ""),
+        f"{each['recall_items']:.3f}",
+        f"{each['recall_histories']:.3f}",
+        f"{each['p50_ms']:.2f}",
+        f"{each['p99_ms']:.2f}",
+        f"{each['rss_gib']:.2f}",
+        f"{each['mapped_gib']:.2f}",
+    ]
 
 
 def main() -> None:

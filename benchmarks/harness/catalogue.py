@@ -46,7 +46,9 @@ class RetrievalBenchmark(JobConfig):
     queries: int = Field(default=1000, ge=10)
     """Queries, half of each kind."""
     kinds: tuple[Literal["flat", "hnsw", "ivf", "ivfpq"], ...] = ("flat", "hnsw", "ivf", "ivfpq")
-    """Indexes to compare."""
+    """Indexes to compare; [] for none."""
+    index: Literal["auto", "flat", "hnsw", "ivf", "ivfpq"] = "auto"
+    """Index of the vectors in the whole retriever: what the sources' settings call kind."""
     recall: float = Field(default=0.95, gt=0, le=1)
     """Recall@100 that the approximate ones are tuned to."""
     whole: bool = True
@@ -143,26 +145,23 @@ def build_retriever(config: RetrievalBenchmark, place: Path) -> None:
         history_vectors=lambda count: _tuning(config, vectors, count),
     )
     factors = unit(vectors[:, : min(128, config.dimension)])
+    settings = IndexConfig(kind=config.index, recall=config.recall, seed=config.seed)
     sources: list[Source] = [
         Popularity().fit(data),
         ItemItem(ItemItemConfig(learner=ItemKNN(), recency=0.7), _neighbours(config, 3)),
         ItemItem(ItemItemConfig(learner=Transitions(), recency=0.5), _neighbours(config, 4)),
         IALS(
             IALSConfig(factors=factors.shape[1]),
-            indexes.build(
-                factors,
-                IndexConfig(recall=config.recall),
-                lambda count: _tuning(config, factors, count),
-            ),
+            indexes.build(factors, settings, lambda count: _tuning(config, factors, count)),
             np.asarray(factors.T @ factors, dtype=np.float64),
         ),
         _bm25(config),
-        Semantic(IndexConfig(recall=config.recall)).fit(data),
+        Semantic(settings).fit(data),
     ]
     for source in sources:
         source.save(place / "sources" / source.name)
     np.save(place / "item_counts.npy", np.bincount(histories.items, minlength=config.items))
-    settings = PipelineConfig(
+    described = PipelineConfig(
         dataset=DatasetInfo(
             name="generated",
             format="table",
@@ -175,7 +174,7 @@ def build_retriever(config: RetrievalBenchmark, place: Path) -> None:
         sources=tuple(source.name for source in sources),
         candidates=150,
     )
-    (place / "pipeline.json").write_text(settings.model_dump_json(), encoding="utf-8")
+    (place / "pipeline.json").write_text(described.model_dump_json(), encoding="utf-8")
 
 
 def _popular(config: RetrievalBenchmark, generator: np.random.Generator, count: int) -> Any:

@@ -61,7 +61,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
     clock = Time()
     monkeypatch.setattr(calls, "time", clock)
     monkeypatch.setattr(client_module, "time", clock)
-    monkeypatch.setattr(client_module, "asyncio", SimpleNamespace(sleep=clock.async_sleep))
+    fake = SimpleNamespace(sleep=clock.async_sleep, timeout=asyncio.timeout)
+    monkeypatch.setattr(client_module, "asyncio", fake)
     monkeypatch.setattr(calls, "random", SimpleNamespace(uniform=lambda _, bound: bound))
     return clock
 
@@ -373,6 +374,26 @@ def test_an_answer_that_does_not_come_ends_with_the_deadline(ask: Any):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DeadlinePassed):
             ask(url, "recommend", timeout_s=0.2)
+
+
+async def dripping(_: Any, receive: Any, send: Any) -> None:
+    """An answer of which a byte comes every 50 ms for as long as somebody is there."""
+    await receive()
+    gone = asyncio.ensure_future(receive())
+    length = (b"content-length", b"10000")
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    while not gone.done():
+        await send({"type": "http.response.body", "body": b" ", "more_body": True})
+        await asyncio.wait([gone], timeout=0.05)
+
+
+def test_an_answer_that_comes_in_drops_ends_with_the_deadline():
+    async def ask(url: str) -> None:
+        async with AsyncClient(url, timeout_s=0.3) as client:
+            await client.recommend(user_id="ann")
+
+    with served(dripping) as url, pytest.raises(DeadlinePassed):
+        asyncio.run(ask(url))
 
 
 def test_nobody_there(ask: Any):

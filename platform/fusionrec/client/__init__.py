@@ -7,9 +7,10 @@
             print(item.title, item.score)
 
 Every call may be repeated without harm, so it is: when the endpoint cannot be reached, drops the
-connection, or answers 429, 500, 502, 503 or 504. A wait is what ``Retry-After`` asks for, or else
-random between nothing and a bound that doubles with every retry. One deadline covers all attempts;
-the endpoint is told how much of it is left, and gives up when nobody waits any longer.
+connection, or answers 429, 500, 502, 503 or 504. A wait is what ``Retry-After`` asks for, if
+anything, and a random time on top, between nothing and a bound that doubles with every retry. One
+deadline covers all attempts; the endpoint is told how much of it is left, and gives up when nobody
+waits any longer.
 
 What a call raises is a :class:`~fusionrec.errors.RequestFailed`.
 """
@@ -46,7 +47,12 @@ A = TypeVar("A", bound=BaseModel)
 
 
 class Client:
-    """Asks an endpoint and waits for the answer. Threads may share one; connections are kept."""
+    """Asks an endpoint and waits for the answer. Threads may share one; connections are kept.
+
+    The time that is left bounds each wait of an attempt on its own: for a connection, for the
+    request to be taken, for the next part of the answer. So an answer that comes in drops can take
+    longer than ``timeout_s``; :class:`AsyncClient` gives up in the middle of it.
+    """
 
     def __init__(
         self,
@@ -211,8 +217,11 @@ class AsyncClient:
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 continue
+            request = self._settings.request(self._http, call, step.left_s)
             try:
-                request = self._settings.request(self._http, call, step.left_s)
-                outcome = await self._http.send(request)
+                async with asyncio.timeout(step.left_s):
+                    outcome = await self._http.send(request)
+            except TimeoutError:
+                outcome = httpx.ReadTimeout("the deadline has passed", request=request)
             except httpx.RequestError as error:
                 outcome = error

@@ -80,7 +80,7 @@ class ChaosConfig(JobConfig):
     seed: int = Field(default=0, ge=0)
     """Of the requests."""
     quick: bool = False
-    """Models of one layer and short loads: whether the harness works."""
+    """Short loads and, unless bundles are given, models of one layer: whether the harness works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,10 @@ def _seconds(value: float | None) -> str:
 def write(config: ChaosConfig, rows: Sequence[Row], machine: str) -> Path:
     """The report; returns its path."""
     path = config.out / f"chaos-{today()}.md"
-    size = "Models of one layer (--quick). " if config.quick else ""
+    quick = "Short loads, models of one layer (--quick). "
+    if config.bundles is not None:
+        quick = "Short loads (--quick). "
+    size = quick if config.quick else ""
     path.write_text(
         f"# Faults under load, {today()}\n\n{machine}\n\n{size}Two replicas of gateway, embedder, "
         f"retriever and reranker; pinger {config.rate:g} requests/s without retries; client up to "

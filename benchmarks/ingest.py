@@ -1,6 +1,6 @@
 """Memory and speed of ``jobs.ingest`` on generated events.
 
-``python benchmarks/ingest.py --events 10000000`` writes a CSV of that many events (and a few broken
+``python -m benchmarks.ingest --events 10000000`` writes a CSV of that many events (and a few broken
 rows), ingests it in a child process and prints events per second and the child's peak resident
 memory, which must stay below 2 GiB.
 """

@@ -24,7 +24,7 @@ from benchmarks.harness import report
 from benchmarks.harness.application import STAGES, write_application
 from benchmarks.harness.machine import describe
 from benchmarks.harness.material import PLAIN, RERANKED, two_bundles, write_requests
-from benchmarks.harness.processes import Running, load, system
+from benchmarks.harness.processes import DEGRADED, Running, load, system
 from benchmarks.harness.report import Sample
 from benchmarks.load import Arrivals, Result
 from fusionrec.bundles.store import BundleStore
@@ -96,6 +96,7 @@ def contenders(config: ServingBenchmark, folder: Path) -> list[Contender]:
                 folder / f"recommend-{replicas}.yaml",
                 dict.fromkeys(STAGES, replicas),
                 {"stage_timeout_s": PATIENCE_S},
+                PATIENCE_S,
                 model_threads=max(1, cores // replicas),
             )
             name = f"endpoint, {replicas} a stage"
@@ -141,7 +142,6 @@ def bare(
                 p50_ms=p50,
                 p95_ms=p95,
                 p99_ms=p99,
-                busy_p50_ms=p50,
                 cpu_ms=found["cpu_ms"],
                 generator_us=0.0,
                 failed=0,
@@ -164,7 +164,7 @@ class Round:
         result = load(
             self._running.url,
             self._requests,
-            marks=('"degraded":["',),
+            marks=(DEGRADED,),
             first=self._used,
             connections=connections,
             duration_s=duration_s,
@@ -201,7 +201,6 @@ class Round:
             p50_ms=p50,
             p95_ms=p95,
             p99_ms=p99,
-            busy_p50_ms=float(np.median(closed.latencies_ms())),
             cpu_ms=cpu_ms,
             generator_us=opened.cpu_s / len(opened.records) * 1e6,
             failed=sum(len(r.records) - len(r.answered) for r in (closed, opened)),

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks.harness.processes import free_ports
 from fusionrec.evaluation.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,22 +45,10 @@ def bare_python(tmp_path_factory) -> Path:
     return python
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing on this machine uses: other heads may be up."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
-
-
 @pytest.fixture(scope="module")
 def head(bare_python):
     """Address of the dashboard of a head of our own, started with ``ray start --head``."""
-    gcs, dashboard, client, agent, agent_grpc = free_ports(5)
+    gcs, dashboard, client, agent, agent_grpc = free_ports(5)  # other heads may be up
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths must be short
     command = [bare_python, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}"]

@@ -6,6 +6,7 @@ is gone, and without a dashboard. On one machine only: a process is known by its
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -54,8 +55,7 @@ def find(application: str = "recommend") -> Processes:
         elif PROXY in name:
             proxy_actors.append(pid)
             if "HAProxy" in actor["ActorClassName"]:
-                children = psutil.Process(pid).children(recursive=True)
-                proxies += [child.pid for child in children if child.name() == "haproxy"]
+                proxies += _haproxies(pid)
             else:
                 proxies.append(pid)
         elif name == CONTROLLER:
@@ -66,6 +66,17 @@ def find(application: str = "recommend") -> Processes:
         proxy_actors=tuple(proxy_actors),
         replicas={name: tuple(sorted(pids)) for name, pids in replicas.items()},
     )
+
+
+def _haproxies(manager: int) -> list[int]:
+    """What the process has started; parent or child may end while one looks."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(manager).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if child.name() == "haproxy" and is_alive(child.pid):
+                    found.append(child.pid)
+    return found
 
 
 def is_alive(pid: int) -> bool:

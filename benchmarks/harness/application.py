@@ -16,7 +16,11 @@ SPARE = 0.9
 
 
 def write_application(
-    path: Path, replicas: dict[str, int], gateway: dict[str, Any] | None = None, **arguments: Any
+    path: Path,
+    replicas: dict[str, int],
+    gateway: dict[str, Any] | None = None,
+    request_timeout_s: float | None = None,
+    **arguments: Any,
 ) -> Path:
     """Write recommend.yaml to ``path`` with ``replicas`` of each deployment and no autoscaling.
 
@@ -26,12 +30,15 @@ def write_application(
         path: of the file.
         replicas: deployment → replicas; the others have one.
         gateway: settings of the gateway, beside those of the file.
+        request_timeout_s: after which Serve itself gives a request up; by default as in the file.
         arguments: of the application, likewise.
     """
     document = yaml.safe_load(CONFIG_FILE.read_text(encoding="utf-8"))
     [application] = document["applications"]
     given = application["args"]
     application["args"] = {**given, **arguments, "gateway": {**given["gateway"], **(gateway or {})}}
+    if request_timeout_s is not None:
+        document["http_options"]["request_timeout_s"] = request_timeout_s
     claimed = 0.0
     for deployment in application["deployments"]:
         deployment.pop("autoscaling_config", None)

@@ -103,12 +103,21 @@ class Happening:
 
     def latencies_ms(self) -> tuple[tuple[float, float], ...]:
         """(p50, p99) before, during and after; NaN where nothing was answered."""
-        good = self.result.answered
-        until = self.recovered_s if self.recovered_s is not None else np.inf
-        before = good["due"] < self.fault_s
-        during = ~before & (good["due"] < until)
-        windows = (before, during, good["due"] >= until)
-        return tuple(_percentiles((good["done"] - good["due"])[window]) for window in windows)
+        before, after = self._due_ms(-np.inf, self.fault_s), self._due_ms(self._end_s, np.inf)
+        return tuple(percentiles(values) for values in (before, self.during_ms(), after))
+
+    def during_ms(self, at_least_s: float = 0.0) -> npt.NDArray[np.float64]:
+        """Latencies from the fault to recovery, and for ``at_least_s`` where that was shorter."""
+        return self._due_ms(self.fault_s, max(self._end_s, self.fault_s + at_least_s))
+
+    @property
+    def _end_s(self) -> float:
+        return np.inf if self.recovered_s is None else self.recovered_s
+
+    def _due_ms(self, since: float, until: float) -> npt.NDArray[np.float64]:
+        """Latencies of the answers to what was due then."""
+        due = self.result.answered["due"]
+        return self.result.latencies_ms()[(due >= since) & (due < until)]
 
 
 def observe(
@@ -180,10 +189,11 @@ class _ClientPinger:
                     self.failures.append(f"{type(error).__name__}: {error}")
 
 
-def _percentiles(seconds: npt.NDArray[np.float64]) -> tuple[float, float]:
-    if not len(seconds):
+def percentiles(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """p50 and p99; NaN of nothing."""
+    if not len(values):
         return (float("nan"), float("nan"))
-    p50, p99 = np.percentile(seconds * 1e3, (50, 99))
+    p50, p99 = np.percentile(values, (50, 99))
     return (float(p50), float(p99))
 
 

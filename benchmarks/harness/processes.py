@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
 """Patience with a system that starts: Ray, four replicas and their models."""
 STOP_S = 60.0
+DEGRADED = '"degraded":["'
+"""In an answer that lacks a stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,15 @@ class Running:
 
 def free_port() -> int:
     """A port of the loopback interface that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    [port] = free_ports(1)
+    return port
+
+
+def free_ports(count: int) -> list[int]:
+    """As :func:`free_port`, several at once."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @contextmanager

@@ -35,8 +35,6 @@ class Sample:
     p95_ms: float
     p99_ms: float
     """Of the open loop, from the moment that a request was due; of (a), of a batch."""
-    busy_p50_ms: float
-    """Of the closed loop, from the moment that a request was sent."""
     cpu_ms: float
     """CPU time of all of the system's processes for a request, at saturation."""
     generator_us: float
@@ -95,7 +93,7 @@ class Samples:
 
 
 def claims(samples: Samples) -> list[Claim]:
-    """Those of the issue that the samples can tell of."""
+    """What the endpoint is held to, as far as the samples tell."""
     found = []
 
     def rates(kind: str, letters: str) -> list[float]:

@@ -75,7 +75,8 @@ def measure(config: BareConfig) -> dict[str, object]:
     pipes, processes = [], []
     for worker in range(config.workers):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(config, worker, begin, sender))
+        # A daemon: when one of them fails, the others do not wait for it for ever.
+        process = context.Process(target=work, args=(config, worker, begin, sender), daemon=True)
         process.start()
         sender.close()  # so that the end of the worker is seen
         pipes.append(receiver)
@@ -89,7 +90,7 @@ def measure(config: BareConfig) -> dict[str, object]:
         (after - before) * 1e3 for times, _, _ in found for before, after in pairwise(times)
     ]
     cpu_ms = sum(cpu for _, cpu, _ in found) / requests * 1e3
-    return {"rate": rate, "requests": requests, "batch_ms": batch_ms, "cpu_ms": cpu_ms}
+    return {"rate": rate, "batch_ms": batch_ms, "cpu_ms": cpu_ms}
 
 
 def main() -> None:

@@ -2,15 +2,20 @@
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from benchmarks.harness.experiment import Scene, observe
+from benchmarks.harness import faults
+from benchmarks.harness.engine import RECORD
+from benchmarks.harness.experiment import Happening, Scene, observe
+from benchmarks.harness.processes import DEGRADED
+from benchmarks.load import Result
 
 ANSWER = {
     "items": [],
@@ -22,10 +27,23 @@ ANSWER = {
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers 200, or 503 while ``failing``."""
+    """Answers 200; while ``failing``, 503 to the pinger and once to the client."""
 
     daemon_threads = True
     failing = False
+    refused_pings = 0
+    refused_calls = 0
+    lock = threading.Lock()
+
+    def refuses(self, user_agent: str | None) -> bool:
+        with self.lock:
+            if not self.failing:
+                return False
+            if user_agent is None:  # the pinger
+                self.refused_pings += 1
+                return True
+            self.refused_calls += 1
+            return self.refused_calls == 1
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,8 +52,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
-        status, body = (503, b'{"detail":[]}') if self.server.failing else (200, b"")
-        body = body or json.dumps(ANSWER, separators=(",", ":")).encode()
+        status, body = 200, json.dumps(ANSWER, separators=(",", ":")).encode()
+        if self.server.refuses(self.headers["user-agent"]):
+            status, body = 503, b'{"detail":[]}'
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -58,7 +77,7 @@ def endpoint() -> Iterator[Endpoint]:
 @pytest.fixture
 def scene(endpoint: Endpoint, tmp_path: Path) -> Scene:
     requests = tmp_path / "requests.jsonl"
-    requests.write_text('{"history": ["a"], "k": 3}\n' * 500)
+    requests.write_text('{"history": ["a"], "k": 3}\n' * 2000)
     return Scene(
         address=f"http://127.0.0.1:{endpoint.server_port}",
         requests=requests,
@@ -74,22 +93,20 @@ def scene(endpoint: Endpoint, tmp_path: Path) -> Scene:
 def test_a_failure_and_its_end(endpoint: Endpoint, scene: Scene):
     def fail(_: Scene) -> Callable[[], bool]:
         endpoint.failing = True
-        ends = time.monotonic() + 0.4
 
         def over() -> bool:
-            endpoint.failing = time.monotonic() < ends
+            endpoint.failing = not (endpoint.refused_pings >= 5 and endpoint.refused_calls)
             return not endpoint.failing
 
         return over
 
-    seen = observe(scene, fail, ('"degraded":["',))
+    seen = observe(scene, fail, (DEGRADED,))
     assert set(seen.counts) == {"200", "503"}
-    assert 5 <= seen.server_errors == seen.errors
+    assert 5 <= endpoint.refused_pings == seen.server_errors == seen.errors
     assert seen.result.marked(0) == len(seen.result.answered)
-    assert seen.client_calls >= 5
+    assert seen.client_calls >= 1
     assert seen.client_failures == ()  # it asked again
-    assert seen.recovery_s > 0.3
-    assert seen.last_error_s < seen.recovery_s + 1
+    assert seen.last_error_s <= seen.recovery_s
     (before, _), _, (after, _) = seen.latencies_ms()
     assert before > 0
     assert after > 0
@@ -101,3 +118,55 @@ def test_what_does_not_recover(scene: Scene):
     assert seen.recovery_s is None
     assert seen.errors == 0
     assert seen.last_error_s is None
+
+
+def answers(due: Sequence[float], latency_s: float, outcome: int = 200) -> Result:
+    records = np.zeros(len(due), dtype=RECORD)
+    records["due"], records["done"] = due, np.array(due) + latency_s
+    records["outcome"] = outcome
+    return Result(records, cpu_s=0.0)
+
+
+def happening(result: Result, recovered_s: float | None = 12.0) -> Happening:
+    return Happening(result, 10.0, recovered_s, client_calls=1, client_failures=())
+
+
+@pytest.mark.parametrize(
+    ("burst", "broken"),
+    [
+        (answers([10, 11], 0.5), []),
+        (answers([10, 11], 7.0), ["p99 of what is accepted is 7000 ms"]),
+        (answers([10, 11], 0.1, outcome=503), ["nothing was accepted"]),
+        (answers([10, 11], 0.1, outcome=500), ["outcomes beside", "nothing was accepted"]),
+    ],
+)
+def test_an_overload_is_judged_by_the_burst_itself(
+    burst: Result, broken: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    process = SimpleNamespace(await_start=lambda: None, result=lambda: burst)
+    monkeypatch.setattr(faults, "LoadProcess", lambda **_: process)
+    fault = faults.overload(capacity=10, burst_s=1, bound_s=6)
+    fault.do(SimpleNamespace(address="", requests=None, timeout_s=30.0))
+    found = fault.breaches(happening(answers([9, 13], 0.1)))
+    assert len(found) == len(broken)
+    assert all(map(str.startswith, found, broken))
+
+
+@pytest.mark.parametrize(
+    ("due", "latency_s", "recovered_s", "broken"),
+    [
+        ([10.5, 12.5], 0.1, 12.0, False),
+        ([10.5, 12.5], 0.3, 12.0, True),  # more than twice of before
+        ([11.5, 12.5], 0.3, 10.1, True),  # late, but part of a swap that was quick
+        ([], 0.1, 12.0, True),  # nothing was answered meanwhile
+    ],
+)
+def test_a_swap_is_smooth_or_not(
+    due: list[float], latency_s: float, recovered_s: float, broken: bool
+):
+    before, during = answers([8, 9], 0.1).records, answers(due, latency_s).records
+    records = np.concatenate([before, during])
+    records["marks"] = 0b100  # all from the new bundle
+    found = faults._smooth(2.0, happening(Result(records, cpu_s=0.0), recovered_s))
+    assert [words for words in found if "p99" in words] == found
+    assert bool(found) == broken

@@ -21,6 +21,7 @@ from ray.serve.schema import (
 )
 from schemathesis.specs.openapi import checks as openapi_checks
 
+from benchmarks.harness.processes import free_port
 from fusionrec.bundles.store import BundleStore
 from fusionrec.errors import BundleCorrupt, BundleError, ConfigError
 from fusionrec.serving.pipeline import Pipeline
@@ -33,12 +34,6 @@ from serve_apps.recommend import CONFIG_FILE, AppArgs, app
 from serve_apps.stages import Retriever
 
 pytestmark = pytest.mark.ray
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -161,12 +161,7 @@ def build_api(
         body = ErrorResponse(detail=[FieldError(field="", message=f"{message}; try again later")])
         return _json(body, 503, {"Retry-After": str(RETRY_AFTER_S)})
 
-    @api.post(
-        "/v1/recommend",
-        response_model=RecommendResponse,
-        responses=_errors(401, 408, 413, 415, 422, 429, 431, 503),
-        openapi_extra=_body_of(RecommendRequest),
-    )
+    @api.post("/v1/recommend", **_posted(RecommendRequest, RecommendResponse))
     async def recommend(request: Request) -> Response:
         """Recommend items to a known user, for a history, for a text, or in general."""
         admit(request)
@@ -186,24 +181,14 @@ def build_api(
         admit(request)
         return await endpoint.status()
 
-    @api.post(
-        "/v1/items",
-        response_model=ItemsResponse,
-        responses=_errors(401, 408, 413, 415, 422, 429, 431, 503),
-        openapi_extra=_body_of(ItemsRequest),
-    )
+    @api.post("/v1/items", **_posted(ItemsRequest, ItemsResponse))
     async def items(request: Request) -> Response:
         """Find items by words of their titles."""
         admit(request)
         question = ItemsRequest.model_validate_json(await _read_body(request))
         return _json(await run_in_threadpool(endpoint.find_items, question))
 
-    @api.post(
-        "/v1/users",
-        response_model=UsersResponse,
-        responses=_errors(401, 408, 413, 415, 422, 429, 431, 503),
-        openapi_extra=_body_of(UsersRequest),
-    )
+    @api.post("/v1/users", **_posted(UsersRequest, UsersResponse))
     async def users(request: Request) -> Response:
         """Some users, the same at every call; or one of them, with the history."""
         admit(request)
@@ -274,9 +259,14 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse} for status in statuses}
 
 
-def _body_of(model: type[BaseModel]) -> dict[str, Any]:
-    schema = {"$ref": _REF.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}}}}
+def _posted(question: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of a route whose question comes as a body."""
+    content = {_JSON: {"schema": {"$ref": _REF.format(model=question.__name__)}}}
+    return {
+        "response_model": answer,
+        "responses": _errors(401, 408, 413, 415, 422, 429, 431, 503),
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+    }
 
 
 _JSON = "application/json"

@@ -34,6 +34,7 @@ from benchmarks.harness.runtimes import (
     exported_runtimes,
     torch_runtimes,
 )
+from benchmarks.harness.tables import table
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import FloatArray
@@ -226,12 +227,8 @@ def report(tables: list[tuple[Work, str, list[dict[str, Any]]]]) -> str:
     """Markdown."""
     lines = [f"# Language models by runtime, {today()}", "", describe()]
     for work, waste, rows in tables:
-        lines += ["", f"## The {work.name}", "", waste, ""]
-        columns = list(rows[0])
-        lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        for row in rows:
-            cells = [_cell(name, value) for name, value in row.items()]
-            lines.append("| " + " | ".join(cells) + " |")
+        cells = [[_cell(name, value) for name, value in row.items()] for row in rows]
+        lines += ["", f"## The {work.name}", "", waste, "", table(list(rows[0]), cells).rstrip()]
     return "\n".join(lines) + "\n"
 
 

@@ -142,9 +142,9 @@ def _reload(pipeline: Pipeline, directory: Path, model: str, precision: Precisio
     from fusionrec.language.reranker import Reranker
 
     if model == "encoder":
-        pipeline.encoder = Encoder.load(directory / model, precision=precision)
+        pipeline.encoder = Encoder.load(directory / model, precision=precision, frozen=True)
     else:
-        pipeline.reranker = Reranker.load(directory / model, precision=precision)
+        pipeline.reranker = Reranker.load(directory / model, precision=precision, frozen=True)
 
 
 def _measure(pipeline: Pipeline, cases: Cases, name: str) -> Served:
@@ -171,7 +171,7 @@ def _measure(pipeline: Pipeline, cases: Cases, name: str) -> Served:
 
 
 def _write(directory: Path, choices: list[Choice]) -> None:
-    """``inference.json`` comes last: without it the models are served as before."""
+    """``inference.json`` comes last: without it the models are served by the defaults."""
     forget_measurements(directory)
     metrics = InferenceMetrics(**{choice.model: choice.measured for choice in choices})
     document = {"inference": metrics.model_dump(mode="json", exclude_none=True)}

@@ -1,9 +1,11 @@
 """Gathers concurrent requests into batches, without waiting when there is nothing to wait for.
 
-A request that comes while fewer than ``max_running`` batches are under way starts one at once,
-together with whatever else came in the same turn of the event loop. While all places are taken,
-requests gather, and the next free place takes as many as fit: batches grow with the load and the
-wait is never longer than a batch takes. No timer, no window to tune. Knows nothing of Ray or HTTP.
+While nothing is under way a request starts a batch at once, together with whatever else came in the
+same turn of the event loop. While all places are taken, requests gather. A free place beside others
+is given to what makes its fair share of all requests: the first of those that were answered
+together, and come back together, would else leave with a batch of its own, whose fixed cost the
+others then wait for. Nobody waits for that longer than a part of what a batch takes. So batches
+grow with the load and are of one size, without a window to tune. Knows nothing of Ray or HTTP.
 
 Every request has a deadline. When it comes, the request is answered with the best there is by then
 (:attr:`Entry.fallback`), or refused. A batch that nobody waits for any more is cancelled.
@@ -12,9 +14,11 @@ Every request has a deadline. When it comes, the request is answered with the be
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 Q = TypeVar("Q")
@@ -22,6 +26,8 @@ A = TypeVar("A")
 
 _MEMORY = 0.8
 """Weight of the past in the running mean of how long a batch takes."""
+_PATIENCE = 0.25
+"""What the first of a batch waits for others at most, as a part of what a batch takes."""
 
 
 class Overloaded(Exception):
@@ -114,6 +120,7 @@ class Batcher(Generic[Q, A]):
         work: Callable[[Sequence[Entry[Q, A]]], Awaitable[None]],
         *,
         max_batch: int,
+        small_batch: int = 1,
         max_running: int,
         max_waiting: int,
     ) -> None:
@@ -123,11 +130,13 @@ class Batcher(Generic[Q, A]):
             work: called with 1 to ``max_batch`` entries, which it answers; an exception goes to
                 those that it left without an answer.
             max_batch: largest number of questions in a batch.
+            small_batch: number of questions that are not spread over several batches.
             max_running: batches under way at a time; may be set anew at any time.
             max_waiting: questions that may wait; more are refused.
         """
         self._work = work
         self._max_batch = max_batch
+        self._small_batch = min(small_batch, max_batch)
         self.max_running = max_running
         self._max_waiting = max_waiting
         self._waiting: deque[Entry[Q, A]] = deque()
@@ -135,6 +144,9 @@ class Batcher(Generic[Q, A]):
         self._start_scheduled = False
         self._batch_s = 0.0
         """Running mean of how long a batch takes."""
+        self._travelling = 0
+        """Questions in the batches under way."""
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
@@ -174,20 +186,34 @@ class Batcher(Generic[Q, A]):
 
     def _start(self) -> None:
         self._start_scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         while self._waiting and len(self._running) < self.max_running:
+            if self._waiting[0].done:  # its asker has gone away
+                self._waiting.popleft()
+                continue
+            share = (len(self._waiting) + self._travelling) / self.max_running
+            wait_s = self._waiting[0].since + _PATIENCE * self._batch_s - time.monotonic()
+            enough = min(math.floor(share), self._max_batch)
+            if self._running and len(self._waiting) < enough and wait_s > 0:
+                self._timer = asyncio.get_running_loop().call_later(wait_s, self._start)
+                return
             entries: list[Entry[Q, A]] = []
-            while self._waiting and len(entries) < self._max_batch:
+            most = min(max(math.ceil(share), self._small_batch), self._max_batch)
+            while self._waiting and len(entries) < most:
                 entry = self._waiting.popleft()
-                if not entry.done:  # its asker may have gone away
+                if not entry.done:
                     entries.append(entry)
-            if entries:
-                batch = _Batch(entries)
-                batch.task = asyncio.ensure_future(self._run(entries))
-                self._running.add(batch.task)
-                batch.task.add_done_callback(self._finished)
+            batch = _Batch(entries)
+            batch.task = asyncio.ensure_future(self._run(entries))
+            self._running.add(batch.task)
+            self._travelling += len(entries)
+            batch.task.add_done_callback(partial(self._finished, len(entries)))
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, size: int, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        self._travelling -= size
         self._start()
 
     async def _run(self, entries: list[Entry[Q, A]]) -> None:

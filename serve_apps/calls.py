@@ -30,7 +30,7 @@ _MEMORY = 0.8
 """Weight of the past in the running mean of what a row costs."""
 _FORGET_S = 2.0
 """After which what a row was seen to cost counts half."""
-_MIN_PART = 4
+MIN_PART = 4
 """Rows below which it does not pay to call another replica."""
 
 
@@ -106,6 +106,8 @@ class Stage:
         self.handle = handle
         self.replicas = 1
         """How many there are; set by whoever knows."""
+        self.batches: Callable[[], int] = lambda: 1
+        """How many batches are under way, here or in another stage; set by whoever knows."""
         self.circuit = Circuit()
         self._on_call = on_call
         self._on_retry = on_retry
@@ -129,7 +131,10 @@ class Stage:
         join: Callable[[Sequence[R]], R],
         timeout_s: float,
     ) -> R:
-        """Call the stage with a batch, in as many parts as there are idle replicas.
+        """Call the stage with a batch, in as many parts as it has replicas of its own.
+
+        Every batch under way has an equal share in the replicas: with as many batches as replicas
+        none is split, since small parts cost more, and all wait for the slowest of them.
 
         Args:
             rows: of the batch.
@@ -144,8 +149,8 @@ class Stage:
         """
         if not self.circuit.admit():
             raise StageDown(self.name)
-        idle = max(self.replicas - self._running, 1)
-        parts = max(min(idle, rows // _MIN_PART), 1)
+        idle, share = self.replicas - self._running, self.replicas // max(self.batches(), 1)
+        parts = max(min(idle, share, rows // MIN_PART), 1)
         bounds = [rows * part // parts for part in range(parts + 1)]
         started = time.monotonic()
         self._running += parts

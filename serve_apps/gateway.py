@@ -34,7 +34,7 @@ from fusionrec.serving.schemas import (
 )
 from serve_apps.api import Unavailable, UnknownBundle, build_api
 from serve_apps.batching import Batcher, Late
-from serve_apps.calls import Handle, Stage
+from serve_apps.calls import MIN_PART, Handle, Stage
 from serve_apps.composition import Composition, Job, milliseconds
 from serve_apps.keys import guard
 from serve_apps.metrics import Metrics
@@ -57,7 +57,8 @@ class GatewayConfig(Config):
     """Largest number of requests that travel as one unit."""
     batches_ahead: int = Field(default=1, ge=0)
     """Batches under way from one gateway beyond one for each replica of the stage that has most:
-    ready when a replica has done its own. More of them are smaller, and cost more calls."""
+    ready when a replica has done its own. All requests there are make up that many batches of one
+    size; more of them are smaller, and cost more calls."""
     max_waiting: int = Field(default=512, ge=1)
     """Requests that may wait in one gateway; more are answered 503."""
     timeout_s: float = Field(default=5.0, gt=0)
@@ -116,9 +117,12 @@ class Gateway:
         self._batcher: Batcher[Job, RecommendResponse] = Batcher(
             self._composition.answer,
             max_batch=config.max_batch,
+            small_batch=MIN_PART,
             max_running=1 + config.batches_ahead,
             max_waiting=config.max_waiting,
         )
+        for stage in self._stages:
+            stage.batches = lambda: self._batcher.running
         metrics.sample(
             queue_depth=lambda: self._batcher.waiting,
             running_batches=lambda: self._batcher.running,

@@ -12,15 +12,18 @@ from pathlib import Path
 from pydantic import Field
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.config import Config
 from serve_apps.gateway import Gateway, GatewayConfig
 from serve_apps.keys import ApiKeys, read_entries
+from serve_apps.routing import LeastLoadedRouter
 from serve_apps.security import Access
 from serve_apps.stages import Embedder, Reranker, Retriever
 
 CONFIG_FILE = Path(__file__).with_suffix(".yaml")
+ROUTING = RequestRouterConfig(request_router_class=LeastLoadedRouter)  # type: ignore[arg-type]
 
 
 class AppArgs(Config):
@@ -53,9 +56,10 @@ def app(args: AppArgs) -> Application:
     gateway: Application = serve.deployment(name="Gateway")(serve.ingress()(Gateway)).bind(
         str(bundles),
         args.bundle,
-        serve.deployment(name="Embedder")(Embedder).bind(*held),
-        serve.deployment(name="Retriever")(Retriever).bind(*held),
-        serve.deployment(name="Reranker")(Reranker).bind(*held),
+        *(
+            serve.deployment(name=stage.__name__, request_router_config=ROUTING)(stage).bind(*held)
+            for stage in (Embedder, Retriever, Reranker)
+        ),
         args.gateway,
         args.access.model_copy(update={"api_keys": keys}),
     )

@@ -83,6 +83,78 @@ def test_under_load_batches_fill_and_places_are_bounded():
     run(main())
 
 
+async def until(condition) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_what_comes_together_is_spread_over_the_places():
+    async def main():
+        work = Work()
+        work.gate.clear()
+        b = batcher(work, max_batch=32, max_running=2)
+        answers = [asyncio.ensure_future(submit(b, i)) for i in range(16)]
+        await until(lambda: len(work.batches) == 2)
+        assert [len(batch) for batch in work.batches] == [8, 8]
+        work.gate.set()
+        await asyncio.gather(*answers)
+
+    run(main())
+
+
+def test_a_few_that_come_together_are_not_spread():
+    async def main():
+        work = Work()
+        b = batcher(work, max_batch=32, max_running=2, small_batch=4)
+        await asyncio.gather(*(submit(b, i) for i in range(4)))
+        assert work.batches == [[0, 1, 2, 3]]
+
+    run(main())
+
+
+def test_beside_another_batch_the_first_waits_until_its_share_has_come():
+    """Else those that were answered together would come back as one alone and all the others."""
+
+    async def main():
+        work = Work()
+        b = batcher(work, max_batch=32, max_running=2)
+        b._batch_s = 40.0  # as if batches took so long: patience lasts longer than this test
+        work.gate.clear()
+        answers = [asyncio.ensure_future(submit(b, i)) for i in range(12)]
+        await until(lambda: [len(batch) for batch in work.batches] == [6, 6])
+        work.batches.clear()
+        b.max_running = 3
+        for question in range(20, 25):  # 12 are under way: 5 are a fair share of 17
+            assert not work.batches
+            answers.append(asyncio.ensure_future(submit(b, question)))
+            await asyncio.sleep(0.01)
+        assert work.batches == [[20, 21, 22, 23, 24]]
+        work.gate.set()
+        await asyncio.gather(*answers)
+
+    run(main())
+
+
+def test_patience_ends_after_a_part_of_what_a_batch_takes():
+    async def main():
+        work = Work()
+        b = batcher(work, max_batch=32, max_running=2)
+        work.gate.clear()
+        answers = [asyncio.ensure_future(submit(b, i)) for i in range(9)]
+        await until(lambda: len(work.batches) == 2)
+        work.batches.clear()
+        b.max_running = 3
+        b._batch_s = 0.04
+        answers.append(asyncio.ensure_future(submit(b, 10)))
+        await asyncio.sleep(0)
+        assert not work.batches
+        await until(lambda: work.batches == [[10]])
+        work.gate.set()
+        await asyncio.gather(*answers)
+
+    run(main())
+
+
 def test_an_error_reaches_every_asker_of_its_batch_only():
     async def main():
         work = Work()

@@ -219,14 +219,17 @@ def test_a_part_that_failed_is_sent_again(rig: Rig):
     assert rig.retriever.sizes == [1, 1]
 
 
-def test_a_batch_is_split_over_the_replicas(paper_bundles: BundleStore):
+@pytest.mark.parametrize(("ahead", "retrieved"), [(0, [16]), (1, [8, 8])])
+def test_a_batch_is_split_over_its_share_of_the_replicas(
+    paper_bundles: BundleStore, ahead: int, retrieved: list[int]
+):
     async def main():
-        rig = Rig(paper_bundles, max_batch=16)
+        rig = Rig(paper_bundles, max_batch=16, batches_ahead=ahead)
         rig.gateway._stages[2].replicas = 2
         bodies = [{"user_id": "ann", "k": 5} for _ in range(16)]
         answers = await asyncio.gather(*(rig.recommend(**body) for body in bodies))
         assert all(ids(answer) == ["i4", "i3", "i2", "i1", "i0"] for answer in answers)
-        assert rig.retriever.sizes == [16]
+        assert rig.retriever.sizes == retrieved
         assert rig.reranker.sizes == [8, 8]
 
     asyncio.run(main())

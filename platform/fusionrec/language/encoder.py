@@ -40,6 +40,7 @@ from fusionrec.language.models import (
     resolve,
     save_pretrained,
 )
+from fusionrec.language.packing import pack
 from fusionrec.language.precision import Precision
 
 Pooling = Literal["mean", "cls"]
@@ -114,6 +115,7 @@ class Encoder:
         revision: str | None = None,
         device: torch.device | str | None = None,
         precision: Precision = Precision.AUTO,
+        frozen: bool = False,
     ) -> Self:
         """Load what :meth:`save` wrote, or any model that :func:`~.models.resolve` finds.
 
@@ -121,6 +123,7 @@ class Encoder:
         for sentence-transformers. ``device`` is the GPU by default, where there is one. With
         ``precision`` bf16 on a device without instructions for it, fp32 is loaded, which is faster
         there; in bf16 a text's vector depends a little on the batch that it is in.
+        ``frozen`` models can be neither trained nor saved, and answer faster.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
@@ -132,7 +135,10 @@ class Encoder:
         dtype = weights_dtype(precision)
         backbone = load_pretrained(AutoModel.from_pretrained, folder, dtype=dtype)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
-        return cls(backbone.eval(), tokenizer, config, place, precision)
+        loaded = cls(backbone.eval(), tokenizer, config, place, precision)
+        if frozen:
+            pack(loaded.model)
+        return loaded
 
     @property
     def dimension(self) -> int:

@@ -38,6 +38,7 @@ from fusionrec.language.models import (
     resolve,
     save_pretrained,
 )
+from fusionrec.language.packing import pack
 from fusionrec.language.precision import Precision
 
 
@@ -87,6 +88,7 @@ class Reranker:
         device: torch.device | str | None = None,
         seed: int = 0,
         precision: Precision = Precision.AUTO,
+        frozen: bool = False,
     ) -> Self:
         """Load what :meth:`save` wrote, or start one from the weights of an encoder.
 
@@ -94,6 +96,7 @@ class Reranker:
         before it is trained. ``device`` is the GPU by default, where there is one. With
         ``precision`` bf16 on a device without instructions for it, fp32 is loaded, which is faster
         there; in bf16 a score depends a little on the batch that its pair is in.
+        ``frozen`` models can be neither trained nor saved, and answer faster.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
@@ -115,7 +118,10 @@ class Reranker:
         if precision is Precision.BF16:
             _keep_logit_whole(classifier)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
-        return cls(classifier.eval(), tokenizer, config, place, precision)
+        loaded = cls(classifier.eval(), tokenizer, config, place, precision)
+        if frozen:
+            pack(loaded.model)
+        return loaded
 
     def inputs(
         self, histories: Sequence[str], candidates: Sequence[str]

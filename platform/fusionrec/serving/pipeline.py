@@ -5,7 +5,8 @@ stage takes a batch as one unit and returns compact arrays, so that a Serve depl
 and nothing more:
 
     embed     histories → histories with text vectors      needs encoder/
-    retrieve  histories → fused candidates                  needs sources/, fusion.json
+    retrieve  histories → fused candidates                  needs sources/, fusion.json, and
+                                                            lambdarank/ where it was chosen
     rerank    histories, fused → fused                      needs reranker/, fusion.json
 
 A *pipeline directory* holds what the jobs made; published, it is a bundle. Its ``inference.json``,
@@ -27,15 +28,17 @@ from fusionrec.data.dataset import DatasetInfo
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
 from fusionrec.data.splits import Protocol
 from fusionrec.data.text import history_texts, item_text
-from fusionrec.errors import BundleError
+from fusionrec.errors import BundleError, ConfigError
 from fusionrec.fusion.candidates import Candidates, candidates
+from fusionrec.fusion.features import newest_times
+from fusionrec.fusion.model import LAMBDARANK, Fusion, fuse
 from fusionrec.fusion.model import Fused as Fused
-from fusionrec.fusion.model import Fusion, fuse
 from fusionrec.language.precision import Precision, read_inference
 from fusionrec.sources.load import load_source
 from fusionrec.sources.protocol import Source
 
 if TYPE_CHECKING:
+    from fusionrec.fusion.lambdarank import LambdaRank
     from fusionrec.language.encoder import Encoder
     from fusionrec.language.reranker import Reranker
 
@@ -79,6 +82,7 @@ class Pipeline:
         encoder: Encoder | None = None,
         reranker: Reranker | None = None,
         item_vectors: FloatArray | None = None,
+        learned: LambdaRank | None = None,
     ) -> None:
         self.config = config
         self._catalogue = catalogue
@@ -88,6 +92,7 @@ class Pipeline:
         self.encoder = encoder
         self.reranker = reranker
         self.item_vectors = item_vectors
+        self.learned = learned
         self._cold = item_counts == 0
 
     @classmethod
@@ -99,6 +104,7 @@ class Pipeline:
 
         Raises:
             BundleError: a part is missing or cannot be read.
+            ConfigError: the fusion is missing in part or inconsistent.
         """
         config = read_config(directory)
         inference = read_inference(directory)
@@ -111,17 +117,20 @@ class Pipeline:
         vectors = directory / "vectors.npy"
         try:
             sources = [load_source(directory / "sources" / name) for name in names]
+            item_counts = np.load(directory / "item_counts.npy", allow_pickle=False)
+            fusion = _fusion(directory, config)
             return cls(
                 config,
                 Catalogue.load(directory / "catalogue.parquet") if reads else None,
-                np.load(directory / "item_counts.npy", allow_pickle=False),
+                item_counts,
                 sources,
-                _fusion(directory, config),
+                fusion,
                 _encoder(directory / "encoder", inference.encoder) if embeds else None,
                 _reranker(directory / "reranker", inference.reranker) if reranks else None,
                 np.load(vectors, mmap_mode="r", allow_pickle=False)
                 if retrieves and vectors.is_file()
                 else None,
+                _learned(directory, fusion, item_counts) if retrieves else None,
             )
         except OSError as error:
             raise BundleError(f"{directory} is incomplete: {error}; run the jobs again") from error
@@ -145,7 +154,15 @@ class Pipeline:
 
     def retrieve(self, histories: Histories) -> Fused:
         """The fused list of each history; none of its own items is in it."""
-        return fuse(self.fusion, self.candidates(histories), self._cold)
+        found = self.candidates(histories)
+        if self.learned is not None:
+            return self.learned.fuse(found, newest_times(histories), self._cold)
+        return fuse(self.fusion, found, self._cold)
+
+    def weights(self) -> dict[str, dict[str, float]]:
+        """What the fusion trusts, for people: as :meth:`Fusion.table`, and what trees look at."""
+        table = self.fusion.table()
+        return table if self.learned is None else {**table, **self.learned.table()}
 
     def rerank(self, histories: Histories, fused: Fused) -> Fused:
         """Add the reranker's term over the top of each list of a segment that it helps.
@@ -203,13 +220,13 @@ def _encoder(folder: Path, precision: Precision) -> Encoder:
     # Here, as in _reranker: torch costs seconds and 200 MB, and a retriever needs neither model.
     from fusionrec.language.encoder import Encoder
 
-    return Encoder.load(folder, precision=precision)
+    return Encoder.load(folder, precision=precision, frozen=True)
 
 
 def _reranker(folder: Path, precision: Precision) -> Reranker:
     from fusionrec.language.reranker import Reranker
 
-    return Reranker.load(folder, precision=precision)
+    return Reranker.load(folder, precision=precision, frozen=True)
 
 
 def _fusion(directory: Path, config: PipelineConfig) -> Fusion:
@@ -218,3 +235,19 @@ def _fusion(directory: Path, config: PipelineConfig) -> Fusion:
     if path.is_file():
         return Fusion.load(path)
     return Fusion.uniform(config.sources, np.ones(len(config.sources), dtype=np.float32))
+
+
+def _learned(directory: Path, fusion: Fusion, item_counts: IntArray) -> LambdaRank | None:
+    """The learned fusion, where one was chosen."""
+    folder = directory / LAMBDARANK
+    if not folder.is_dir():
+        return None
+    from fusionrec.fusion.lambdarank import LambdaRank  # LightGBM takes a second to import
+
+    learned = LambdaRank.load(folder, item_counts)
+    if not learned.grown_over(fusion):
+        raise ConfigError(
+            f"{folder} was grown over other weights than {directory / 'fusion.json'} holds: "
+            "remove it to use these alone, or to make another with `python -m tuning.fusion`"
+        )
+    return learned

@@ -1,0 +1,59 @@
+"""Which replica of a stage gets the next call: the one with least to do.
+
+Serve's own router takes one of those with the shortest queue at random, and calls that are sent in
+the same turn of the event loop all see the queues as they were before: of two batches for two idle
+replicas, both went to the same one half of the time, and the other one did nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from ray.serve._private.common import ReplicaID
+from ray.serve._private.request_router.common import PendingRequest
+from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
+from ray.serve._private.request_router.replica_wrapper import RunningReplica
+
+_SENDING_S = 0.01
+"""Between the choice of a replica and its queue's being counted as longer; a turn or two of the
+loop, and then for a moment the call counts twice."""
+_CONSIDERED = 2
+"""Replicas that may have to be asked how long their queue is, where that is not known."""
+
+
+class LeastLoadedRouter(PowerOfTwoChoicesRequestRouter):
+    """The shortest queue; of those, the one that was chosen longest ago."""
+
+    def initialize_state(self, **_: object) -> None:
+        """Called by Serve, once."""
+        self._turn = 0
+        self._chosen: dict[ReplicaID, int] = {}
+        self._sending: Counter[ReplicaID] = Counter()
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: Sequence[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """The candidates for one call, best first, each in case the one before is full."""
+        near = self.apply_locality_routing(pending_request=pending_request)
+        replicas = {r.replica_id: r for r in candidate_replicas if r.replica_id in near}
+        best = sorted(replicas, key=self._load)[:_CONSIDERED]
+        if not best:
+            return []
+        self._turn += 1
+        self._chosen = {r: turn for r, turn in self._chosen.items() if r in self._replica_id_set}
+        self._chosen[best[0]] = self._turn
+        self._sending[best[0]] += 1
+        asyncio.get_running_loop().call_later(_SENDING_S, self._sent, best[0])
+        return [[replicas[replica]] for replica in best]
+
+    def _sent(self, replica: ReplicaID) -> None:
+        self._sending[replica] -= 1
+        self._sending += Counter()  # keeps what is positive
+
+    def _load(self, replica: ReplicaID) -> tuple[int, int]:
+        queue = self.replica_queue_len_cache.get(replica) or 0
+        return queue + self._sending[replica], self._chosen.get(replica, 0)

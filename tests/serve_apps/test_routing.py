@@ -1,0 +1,91 @@
+"""The router of the stages: calls that are sent together go to different replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import serve
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
+from ray.serve.config import RequestRouterConfig
+
+from serve_apps.recommend import ROUTING
+from serve_apps.routing import LeastLoadedRouter
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+STAGE = DeploymentID(name="Embedder", app_name="recommend")
+
+
+def _router() -> LeastLoadedRouter:
+    router = LeastLoadedRouter(
+        deployment_id=STAGE,
+        handle_source=DeploymentHandleSource.REPLICA,
+        use_replica_queue_len_cache=True,
+    )
+    router.initialize_state()
+    return router
+
+
+def _choose(router: LeastLoadedRouter, names: str, queues: dict[str, int]) -> list[str]:
+    replicas: list[Any] = [
+        SimpleNamespace(replica_id=ReplicaID(name, deployment_id=STAGE)) for name in names
+    ]
+    router._replica_id_set = {replica.replica_id for replica in replicas}
+    for name, length in queues.items():
+        router.replica_queue_len_cache.update(ReplicaID(name, deployment_id=STAGE), length)
+    ranks = asyncio.run(router.choose_replicas(replicas))
+    return [replica.replica_id.unique_id for rank in ranks for replica in rank]
+
+
+def test_calls_that_are_sent_together_take_turns():
+    router = _router()
+    first = [_choose(router, "abc", {})[0] for _ in range(6)]
+    assert sorted(first[:3]) == ["a", "b", "c"]
+    assert first[3:] == first[:3]
+
+
+def test_the_shortest_queue_comes_first():
+    router = _router()
+    for _ in range(2):
+        assert _choose(router, "abc", {"a": 5, "b": 0, "c": 3}) == ["b", "c"]
+
+
+def test_a_replica_that_is_gone_is_forgotten():
+    router = _router()
+    for _ in range(3):
+        _choose(router, "abc", {})
+    assert _choose(router, "b", {}) == ["b"]
+    assert len(router._chosen) == 1
+    assert _choose(router, "", {}) == []
+
+
+@serve.deployment(num_replicas=2, request_router_config=ROUTING, ray_actor_options={"num_cpus": 0})
+class Busy:
+    """Says which replica it is, after a while in which its queue is not empty."""
+
+    async def work(self) -> str:
+        await asyncio.sleep(0.05)
+        return str(serve.get_replica_context().replica_id.unique_id)
+
+
+def test_two_calls_on_two_idle_replicas_use_both():
+    handle = serve.run(Busy.bind(), name="busy", route_prefix=None)  # type: ignore[attr-defined]
+    try:
+
+        async def pairs() -> list[set[str]]:
+            return [
+                set(await asyncio.gather(handle.work.remote(), handle.work.remote()))
+                for _ in range(8)
+            ]
+
+        asyncio.run(pairs())  # both replicas are known now
+        assert all(len(pair) == 2 for pair in asyncio.run(pairs()))
+    finally:
+        serve.delete("busy")
+
+
+def test_the_stages_are_routed_so():
+    assert isinstance(ROUTING, RequestRouterConfig)
+    assert ROUTING.get_request_router_class() is LeastLoadedRouter

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import bm25s
 import numpy as np
@@ -29,18 +29,19 @@ from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.retrieval.rows import SparseRows, stack, total
 from fusionrec.sources.answers import scored
 from fusionrec.sources.protocol import Answer, Ranked, TrainingData
+from fusionrec.space import Range
 
 
 class BM25Config(Config):
     """Settings of :class:`BM25`."""
 
-    k1: float = Field(default=1.2, ge=0)
+    k1: Annotated[float, Range(0.2, 4)] = Field(default=1.2, ge=0)
     """Saturation of a word's count in an item."""
-    b: float = Field(default=0.75, ge=0, le=1)
+    b: Annotated[float, Range(0, 1)] = Field(default=0.75, ge=0, le=1)
     """Damping of long items."""
-    recency: float = Field(default=0.8, gt=0, le=1)
+    recency: Annotated[float, Range(0.3, 1)] = Field(default=0.8, gt=0, le=1)
     """Weight of an event relative to the next newer one of its history."""
-    history_items: int = Field(default=10, ge=1)
+    history_items: Annotated[int, Range(1, 30, log=True)] = Field(default=10, ge=1)
     """How many of the newest items make up the query."""
     query_words: int = Field(default=32, ge=1)
     """Rarest words of an item that enter a query; bounds the cost of long descriptions."""

@@ -7,7 +7,7 @@ Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (WWW 2019). X [user
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import scipy.linalg
@@ -18,13 +18,14 @@ from fusionrec.errors import DataError
 from fusionrec.retrieval.neighbours import profiles, top_neighbours, top_neighbours_dense
 from fusionrec.retrieval.rows import SparseRows
 from fusionrec.sources.protocol import TrainingData
+from fusionrec.space import Range
 
 
 class EASE(Config):
     """Learns the regression of each item on all others."""
 
     kind: Literal["ease"] = "ease"
-    regularisation: float = Field(default=50.0, gt=0)
+    regularisation: Annotated[float, Range(1, 5000, log=True)] = Field(default=50.0, gt=0)
     """The λ on the diagonal, in events."""
     max_items: int = Field(default=20_000, ge=1)
     """Items with training events above which the dense solve is refused: it takes

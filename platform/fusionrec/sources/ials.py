@@ -16,10 +16,11 @@ items are learned by the package implicit.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from fusionrec.retrieval.neighbours import profiles
 from fusionrec.retrieval.rows import CSR
 from fusionrec.sources.answers import Nearest
 from fusionrec.sources.protocol import Ranked, TrainingData
+from fusionrec.space import Range
 
 RealArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -42,13 +44,13 @@ RealArray: TypeAlias = npt.NDArray[np.float64]
 class IALSConfig(Config):
     """Settings of :class:`IALS`."""
 
-    factors: int = Field(default=128, ge=1)
+    factors: Annotated[int, Range(16, 256, log=True)] = Field(default=128, ge=1)
     """Width of the vectors."""
-    regularisation: float = Field(default=10.0, gt=0)
+    regularisation: Annotated[float, Range(0.1, 1000, log=True)] = Field(default=10.0, gt=0)
     """The λ."""
-    alpha: float = Field(default=40.0, gt=0)
+    alpha: Annotated[float, Range(0.5, 200, log=True)] = Field(default=40.0, gt=0)
     """How much more a known item weighs than an unknown one."""
-    recency: float = Field(default=0.8, gt=0, le=1)
+    recency: Annotated[float, Range(0.3, 1)] = Field(default=0.8, gt=0, le=1)
     """Weight of an event relative to the next newer one of its history; 1 forgets the order."""
     iterations: int = Field(default=15, ge=1)
     """Sweeps over users and items."""
@@ -77,23 +79,41 @@ class IALS:
 
         Items without events get the zero vector: nothing was learned of them.
         """
+        *_, fitted = self.fit_in_steps(data, ())
+        return fitted
+
+    @property
+    def epochs(self) -> int:
+        """Sweeps of a whole fit."""
+        return self.config.iterations
+
+    def fit_in_steps(self, data: TrainingData, after: Collection[int]) -> Iterator[Self]:
+        """The source as it is after each of the sweeps ``after``, and after the last."""
         # Here: it loads a compiled extension that only fitting needs.
         from implicit.cpu.als import AlternatingLeastSquares
 
         histories, config = data.histories, self.config
         matrix = self._extra(histories, data.num_items)
         matrix.data += 1  # implicit's confidence of an entry is the entry: p is 1 where one is
+        confidence = sp.csr_matrix(matrix)  # implicit knows no sparse arrays
         with _one_blas_thread():  # its threads are its own
             model = AlternatingLeastSquares(
                 factors=config.factors,
                 regularization=config.regularisation,
                 alpha=1.0,
-                iterations=config.iterations,
                 random_state=config.seed,
             )
-            model.fit(sp.csr_matrix(matrix), show_progress=False)  # it knows no sparse arrays
+        done = 0
+        for stop in sorted({*(sweep for sweep in after if sweep < self.epochs), self.epochs}):
+            model.iterations, done = stop - done, stop
+            with _one_blas_thread():
+                model.fit(confidence, show_progress=False)  # goes on from where it was
+            yield self._of(model, histories, data.num_items)
+
+    def _of(self, model: Any, histories: Histories, num_items: int) -> Self:
+        config = self.config
         factors = np.ascontiguousarray(model.item_factors, dtype=np.float32)
-        factors[np.bincount(histories.items, minlength=data.num_items) == 0] = 0
+        factors[np.bincount(histories.items, minlength=num_items) == 0] = 0
         gram = np.asarray(factors.T @ factors, dtype=np.float64)
 
         def folded_in(count: int) -> FloatArray:

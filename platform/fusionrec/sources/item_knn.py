@@ -8,7 +8,7 @@ with c(a, b) = Σ over users who have both of  1 / history length^length_power. 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,17 +18,18 @@ from fusionrec.config import Config
 from fusionrec.retrieval.neighbours import profiles, top_neighbours
 from fusionrec.retrieval.rows import SparseRows
 from fusionrec.sources.protocol import TrainingData
+from fusionrec.space import Range
 
 
 class ItemKNN(Config):
     """Learns from which items share users."""
 
     kind: Literal["item-knn"] = "item-knn"
-    shrinkage: float = Field(default=5.0, ge=0)
+    shrinkage: Annotated[float, Range(0.1, 200, log=True)] = Field(default=5.0, ge=0)
     """Added to the denominator: rare pairs count less."""
-    power: float = Field(default=0.4, ge=0, le=1)
+    power: Annotated[float, Range(0, 1)] = Field(default=0.4, ge=0, le=1)
     """Damping of frequent items; 0.5 is the cosine."""
-    length_power: float = Field(default=0.5, ge=0, le=1)
+    length_power: Annotated[float, Range(0, 1)] = Field(default=0.5, ge=0, le=1)
     """Damping of users with long histories; 0 counts every user alike."""
 
     def learn(self, data: TrainingData, neighbours: int) -> SparseRows:

@@ -5,10 +5,10 @@ Shape legend: B histories, I items of the catalogue, C candidates, K items retur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -102,4 +102,21 @@ class Source(Protocol):
     @classmethod
     def load(cls, directory: Path) -> Self:
         """The inverse of :meth:`save`; large arrays are memory-mapped."""
+        ...
+
+
+@runtime_checkable
+class Iterative(Protocol):
+    """A source that learns in passes and is one after any of them: a search can stop it early."""
+
+    @property
+    def epochs(self) -> int:
+        """Passes of a whole fit."""
+        ...
+
+    def fit_in_steps(self, data: TrainingData, after: Collection[int]) -> Iterator[Source]:
+        """The source as it is after each of the passes ``after``, and after the last.
+
+        The last is what ``fit`` returns, however many came before it.
+        """
         ...

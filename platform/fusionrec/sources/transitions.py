@@ -10,7 +10,7 @@ sequential rules of Ludewig & Jannach, "Evaluation of Session-based Recommendati
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,19 +20,20 @@ from fusionrec.config import Config
 from fusionrec.retrieval.neighbours import top_neighbours
 from fusionrec.retrieval.rows import SparseRows
 from fusionrec.sources.protocol import TrainingData
+from fusionrec.space import Range
 
 
 class Transitions(Config):
     """Learns from the order of events."""
 
     kind: Literal["transitions"] = "transitions"
-    steps: int = Field(default=20, ge=1)
+    steps: Annotated[int, Range(1, 50, log=True)] = Field(default=20, ge=1)
     """How many events apart two items may be."""
-    decay: float = Field(default=0.8, gt=0, le=1)
+    decay: Annotated[float, Range(0.2, 1)] = Field(default=0.8, gt=0, le=1)
     """Weight of a step relative to the one before it."""
-    from_power: float = Field(default=0.5, ge=0, le=1)
+    from_power: Annotated[float, Range(0, 1)] = Field(default=0.5, ge=0, le=1)
     """Damping of frequent earlier items."""
-    to_power: float = Field(default=0.0, ge=0, le=1)
+    to_power: Annotated[float, Range(0, 1)] = Field(default=0.0, ge=0, le=1)
     """Damping of frequent later items; 0 lets popularity count."""
 
     def learn(self, data: TrainingData, neighbours: int) -> SparseRows:

@@ -1,17 +1,12 @@
-"""The charts of a report as inline SVG: no script, no font, no outside host.
-
-Colours are CSS variables of the page, so that one drawing serves light and dark. Every chart has a
-title for screen readers, and its numbers stand in a table next to it.
-"""
+"""The charts of an evaluation's report."""
 
 from __future__ import annotations
 
 import math
-from html import escape
 
 from fusionrec.evaluation.report import CURVE_AT, PRIMARY, Report, SystemReport
+from fusionrec.evaluation.svg import grid, svg, text, ticks
 
-WIDTH = 920
 LABEL = 210
 ROW = 30
 
@@ -22,54 +17,54 @@ def metric_chart(report: Report, metric: str = PRIMARY) -> str:
     has_shares = any(system.share is not None for system in systems)
     right = 640 if has_shares else 850
     top = max((system.metrics[metric].high for system in systems), default=0) or 1
-    ticks = _ticks(top)
-    scale = (right - LABEL) / ticks[-1]
+    marks = ticks(top)
+    scale = (right - LABEL) / marks[-1]
     height = 34 + ROW * len(systems) + 26
-    parts = [_grid(LABEL + tick * scale, 30, height - 24, f"{tick:g}") for tick in ticks]
+    parts = [grid(LABEL + tick * scale, 30, height - 24, f"{tick:g}") for tick in marks]
     if has_shares:
-        parts.append(_text(right + 90, 16, "part of the fused score", "axis", "start"))
+        parts.append(text(right + 90, 16, "part of the fused score", "axis", "start"))
     for index, system in enumerate(systems):
         y = 34 + ROW * index
         found = system.metrics[metric]
         low, high = LABEL + found.low * scale, LABEL + found.high * scale
         middle = y + ROW / 2
         parts += [
-            _text(LABEL - 12, middle + 4, system.name, f"label {_role(report, system)}", "end"),
+            text(LABEL - 12, middle + 4, system.name, f"label {_role(report, system)}", "end"),
             f'<rect class="bar {_role(report, system)}" x="{LABEL}" y="{y + 6}" rx="3" '
             f'width="{max(found.mean * scale, 1):.1f}" height="{ROW - 12}"/>',
             f'<path class="whisker" d="M{low:.1f} {middle}H{high:.1f}'
             f'M{low:.1f} {middle - 5}v10M{high:.1f} {middle - 5}v10"/>',
-            _text(high + 8, middle + 4, f"{found.mean:.4f}", "value", "start"),
+            text(high + 8, middle + 4, f"{found.mean:.4f}", "value", "start"),
         ]
         if system.share is not None:
             width = 150 * system.share
             parts += [
                 f'<rect class="bar share" x="{right + 90}" y="{y + 10}" rx="3" '
                 f'width="{max(width, 1):.1f}" height="{ROW - 20}"/>',
-                _text(right + 98 + width, middle + 4, f"{system.share:.0%}", "value", "start"),
+                text(right + 98 + width, middle + 4, f"{system.share:.0%}", "value", "start"),
             ]
     name = f"{metric.upper()}@{report.config.k} of every system with intervals"
-    return _svg(height, name, parts)
+    return svg(height, name, parts)
 
 
 def curve_chart(report: Report) -> str:
     """Recall over the length of the list, one line a system; both axes named."""
     left, right, top, bottom = 60, 700, 20, 300
     systems = ordered(report)
-    ticks = _ticks(max((max(system.curve) for system in systems), default=0) or 1)
+    marks = ticks(max((max(system.curve) for system in systems), default=0) or 1)
 
     def x(at: int) -> float:
         return left + (right - left) * math.log(at) / math.log(CURVE_AT[-1])
 
     def y(value: float) -> float:
-        return bottom - (bottom - top) * value / ticks[-1]
+        return bottom - (bottom - top) * value / marks[-1]
 
     parts = []
-    for tick in ticks:
+    for tick in marks:
         parts.append(f'<path class="grid" d="M{left} {y(tick):.1f}H{right}"/>')
-        parts.append(_text(left - 8, y(tick) + 4, f"{tick:g}", "axis", "end"))
-    parts += [_text(x(at), bottom + 20, str(at), "axis", "middle") for at in CURVE_AT]
-    parts.append(_text((left + right) / 2, bottom + 42, "length of the list", "axis", "middle"))
+        parts.append(text(left - 8, y(tick) + 4, f"{tick:g}", "axis", "end"))
+    parts += [text(x(at), bottom + 20, str(at), "axis", "middle") for at in CURVE_AT]
+    parts.append(text((left + right) / 2, bottom + 42, "length of the list", "axis", "middle"))
     for system in reversed(systems):  # the served list is drawn last, above the others
         points = " ".join(
             f"{x(at):.1f},{y(v):.1f}" for at, v in zip(CURVE_AT, system.curve, strict=True)
@@ -79,8 +74,8 @@ def curve_chart(report: Report) -> str:
     for system in sorted(systems, key=lambda system: -system.curve[-1]):
         last = max(y(system.curve[-1]) + 4, last + 16)  # labels make room for each other
         label = f"{system.name}  {system.curve[-1]:.3f}"
-        parts.append(_text(right + 10, last, label, f"label {_role(report, system)}", "start"))
-    return _svg(max(bottom + 52, int(last) + 12), "Recall over the length of the list", parts)
+        parts.append(text(right + 10, last, label, f"label {_role(report, system)}", "start"))
+    return svg(max(bottom + 52, int(last) + 12), "Recall over the length of the list", parts)
 
 
 def slice_chart(report: Report) -> str:
@@ -88,18 +83,18 @@ def slice_chart(report: Report) -> str:
     served, best = report.served, report.best_source
     shown = [best] if served is best else [best, served]
     right = 780
-    ticks = _ticks(max(found.high for system in shown for found in system.slices) or 1)
-    scale = (right - LABEL) / ticks[-1]
+    marks = ticks(max(found.high for system in shown for found in system.slices) or 1)
+    scale = (right - LABEL) / marks[-1]
     parts: list[str] = []
     y, group = 12, ""
     for index, part in enumerate(report.slices):
         if part.group != group:
             group = part.group
             y += 36
-            parts.append(_text(LABEL - 12, y, group, "label strong", "end"))
+            parts.append(text(LABEL - 12, y, group, "label strong", "end"))
         y += 24
-        parts.append(_text(LABEL - 12, y + 4, part.name, "label", "end"))
-        parts.append(_text(right + 100, y + 4, f"{part.num_cases:,} cases", "axis", "end"))
+        parts.append(text(LABEL - 12, y + 4, part.name, "label", "end"))
+        parts.append(text(right + 100, y + 4, f"{part.num_cases:,} cases", "axis", "end"))
         for system, shift in zip(shown, (3.5, -3.5), strict=False):
             found = system.slices[index]
             low, high = LABEL + found.low * scale, LABEL + found.high * scale
@@ -110,15 +105,15 @@ def slice_chart(report: Report) -> str:
                 f'cy="{y + shift}" r="4.5"/>'
             )
     height = y + 46
-    grid = [_grid(LABEL + tick * scale, 30, height - 24, f"{tick:g}") for tick in ticks]
+    lines = [grid(LABEL + tick * scale, 30, height - 24, f"{tick:g}") for tick in marks]
     legend, place = [], float(LABEL)
     for system in reversed(shown):
         legend.append(
             f'<circle class="dot {_role(report, system)}" cx="{place + 5}" cy="12" r="5"/>'
         )
-        legend.append(_text(place + 16, 16, system.name, "label", "start"))
+        legend.append(text(place + 16, 16, system.name, "label", "start"))
         place += 40 + 8 * len(system.name)
-    return _svg(height, "The served list and the best source on every slice", grid + legend + parts)
+    return svg(height, "The served list and the best source on every slice", lines + legend + parts)
 
 
 def ordered(report: Report) -> list[SystemReport]:
@@ -132,29 +127,3 @@ def _role(report: Report, system: SystemReport) -> str:
     if system is report.served:
         return "served"
     return "best" if system is report.best_source else "other"
-
-
-def _ticks(top: float) -> list[float]:
-    """Four to seven round numbers from 0 to just above ``top``."""
-    power = 10.0 ** math.floor(math.log10(top))
-    step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1, 2) if top / (s * power) <= 6)
-    return [i * step for i in range(math.ceil(top / step - 1e-9) + 1)]
-
-
-def _grid(x: float, top: float, bottom: float, label: str) -> str:
-    return f'<path class="grid" d="M{x:.1f} {top}V{bottom}"/>' + _text(
-        x, bottom + 16, label, "axis", "middle"
-    )
-
-
-def _text(x: float, y: float, text: str, css: str, anchor: str) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text class="{css}" {place}>{escape(text)}</text>'
-
-
-def _svg(height: float, title: str, parts: list[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img"><title>{escape(title)}</title>'
-        + "".join(parts)
-        + "</svg>"
-    )

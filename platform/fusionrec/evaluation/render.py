@@ -36,10 +36,9 @@ def write(report: Report, directory: Path) -> None:
 
 def html(report: Report) -> str:
     """One self-contained page."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "p": _p, "percent": _percent}
     template = files("fusionrec.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return page(
+        template,
         report=report,
         systems=charts.ordered(report),
         headline=report.comparison(report.served.name, report.best_source.name),
@@ -51,6 +50,14 @@ def html(report: Report) -> str:
         curve_chart=Markup(charts.curve_chart(report)),  # noqa: S704
         slice_chart=Markup(charts.slice_chart(report)),  # noqa: S704
     )
+
+
+def page(template: str, **values: object) -> str:
+    """A Jinja template in the style of all reports: ``style`` is its CSS."""
+    style = files("fusionrec.evaluation").joinpath("report.css").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": _number, "p": _p, "percent": _percent}
+    return environment.from_string(template).render(style=Markup(style), **values)  # noqa: S704
 
 
 def markdown(report: Report) -> str:

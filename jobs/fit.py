@@ -37,6 +37,7 @@ from fusionrec.sources.item_knn import ItemKNN
 from fusionrec.sources.load import SOURCES
 from fusionrec.sources.popularity import Popularity, PopularityConfig
 from fusionrec.sources.protocol import Source, TrainingData
+from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from fusionrec.sources.semantic import Semantic
 from fusionrec.sources.transitions import Transitions
 from jobs.entry import run
@@ -65,6 +66,7 @@ class FitConfig(JobConfig):
     ease: ItemItemConfig = ItemItemConfig(learner=EASE(), recency=0.8)
     transitions: ItemItemConfig = ItemItemConfig(learner=Transitions(), recency=0.5)
     ials: IALSConfig = IALSConfig()
+    sasrec: SASRecConfig = SASRecConfig()
     bm25: BM25Config = BM25Config()
     semantic: IndexConfig = IndexConfig()
 
@@ -78,6 +80,8 @@ class FitConfig(JobConfig):
             return BM25(self.bm25)
         if name == "ials":
             return IALS(self.ials)
+        if name == "sasrec":
+            return SASRec(self.sasrec)
         return ItemItem({"item-knn": self.item_knn, "ease": self.ease}.get(name, self.transitions))
 
 

@@ -59,6 +59,7 @@ def test_all_sources_are_fitted(pipeline):
         "ease",
         "transitions",
         "ials",
+        "sasrec",
         "bm25",
         "semantic",
     }

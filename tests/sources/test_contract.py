@@ -17,6 +17,7 @@ from fusionrec.sources.load import SOURCES as LOADABLE
 from fusionrec.sources.load import load_source
 from fusionrec.sources.popularity import Popularity
 from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from fusionrec.sources.semantic import Semantic
 from fusionrec.sources.transitions import Transitions
 
@@ -26,6 +27,7 @@ PERSONAL = [
     ItemItem(ItemItemConfig(learner=EASE())),
     ItemItem(ItemItemConfig(learner=Transitions())),
     IALS(IALSConfig(factors=2, regularisation=0.1)),
+    SASRec(SASRecConfig(width=8, num_heads=1, dropout=0.1, learning_rate=0.03, epochs=8)),
     BM25(),
     *(Semantic(IndexConfig(kind=kind)) for kind in ("flat", "hnsw", "ivf", "ivfpq")),
 ]

@@ -17,8 +17,6 @@ items are learned by the package implicit.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeAlias
 
@@ -27,7 +25,6 @@ import numpy.typing as npt
 import scipy.linalg
 import scipy.sparse as sp
 from pydantic import Field
-from threadpoolctl import ThreadpoolController
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
@@ -35,6 +32,7 @@ from fusionrec.retrieval.index import IndexConfig, Stored, VectorIndex, build, l
 from fusionrec.retrieval.neighbours import profiles
 from fusionrec.retrieval.rows import CSR
 from fusionrec.sources.answers import Nearest
+from fusionrec.sources.blas import one_thread
 from fusionrec.sources.protocol import Ranked, TrainingData
 from fusionrec.space import Range
 
@@ -96,7 +94,7 @@ class IALS:
         matrix = self._extra(histories, data.num_items)
         matrix.data += 1  # implicit's confidence of an entry is the entry: p is 1 where one is
         confidence = sp.csr_matrix(matrix)  # implicit knows no sparse arrays
-        with _one_blas_thread():  # its threads are its own
+        with one_thread():  # its threads are its own
             model = AlternatingLeastSquares(
                 factors=config.factors,
                 regularization=config.regularisation,
@@ -106,7 +104,7 @@ class IALS:
         done = 0
         for stop in sorted({*(sweep for sweep in after if sweep < self.epochs), self.epochs}):
             model.iterations, done = stop - done, stop
-            with _one_blas_thread():
+            with one_thread():
                 model.fit(confidence, show_progress=False)  # goes on from where it was
             yield self._of(model, histories, data.num_items)
 
@@ -146,7 +144,7 @@ class IALS:
         extra = self._extra(histories, len(factors))
         prior = gram + self.config.regularisation * np.eye(len(gram))
         vectors = np.zeros((len(histories), len(gram)), dtype=np.float32)
-        with _one_blas_thread():  # for systems this small, starting threads takes ten times as long
+        with one_thread():  # for systems this small, starting threads takes ten times as long
             for row in range(len(histories)):
                 entries = slice(extra.indptr[row], extra.indptr[row + 1])
                 items = factors[extra.indices[entries]].astype(np.float64)
@@ -176,14 +174,3 @@ class IALS:
         """[B, I] α · w: the confidence in the items of each history beyond that in the others."""
         weights = self.config.alpha * self.config.recency**histories.ages
         return profiles(histories, weights.astype(np.float32), num_items)
-
-
-def _one_blas_thread() -> AbstractContextManager[object]:
-    limited: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
-    return limited
-
-
-@cache
-def _controller() -> ThreadpoolController:
-    """Looking for the libraries takes milliseconds, and they stay what they are."""
-    return ThreadpoolController()

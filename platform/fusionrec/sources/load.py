@@ -9,6 +9,7 @@ from fusionrec.sources.ials import IALS
 from fusionrec.sources.item_item import ItemItem
 from fusionrec.sources.popularity import Popularity
 from fusionrec.sources.protocol import Source
+from fusionrec.sources.sasrec import SASRec
 from fusionrec.sources.semantic import Semantic
 
 SOURCES: dict[str, type[Source]] = {
@@ -17,6 +18,7 @@ SOURCES: dict[str, type[Source]] = {
     "ease": ItemItem,
     "transitions": ItemItem,
     "ials": IALS,
+    "sasrec": SASRec,
     "bm25": BM25,
     "semantic": Semantic,
 }

@@ -1,0 +1,1 @@
+"""The sequential model behind the source SASRec: its settings, its training, its numpy twin."""

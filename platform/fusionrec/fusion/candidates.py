@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
+from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
 from fusionrec.sources.protocol import Source
 
 _BLOCK = 32
@@ -31,6 +31,10 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def take(self, rows: IntArray | BoolArray) -> Candidates:
+        """The candidates of some histories, by number or by mask."""
+        return Candidates(self.items[rows], self.scores[:, rows], self.lengths[rows])
 
 
 def union(rankings: Sequence[CodeArray]) -> CodeArray:

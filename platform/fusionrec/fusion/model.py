@@ -27,6 +27,8 @@ from fusionrec.fusion.normalisation import Normalisation, normalise
 
 RERANKER = "reranker"
 """Name of the reranker's term."""
+LAMBDARANK = "lambdarank"
+"""Directory of the learned fusion in a pipeline's, beside ``fusion.json``."""
 
 
 class Segment(Config):
@@ -79,6 +81,10 @@ class Fusion(Config):
         """[B] the segment of histories of these lengths."""
         bounds = [s.max_events for s in self.segments if s.max_events is not None]
         return np.searchsorted(np.array(bounds, dtype=np.int64), lengths, side="left")
+
+    def scale_vector(self) -> FloatArray:
+        """[S] the constants of the normalisation ``scale``."""
+        return np.array([self.scales[name] for name in self.sources], dtype=np.float32)
 
     def weight_matrix(self) -> FloatArray:
         """[segments, S] weights."""
@@ -184,21 +190,30 @@ def fuse(fusion: Fusion, candidates: Candidates, cold: BoolArray) -> Fused:
         candidates: scores of S sources, in the order of ``fusion.sources``.
         cold: [I] whether an item has no training events.
     """
-    scales = np.array([fusion.scales[name] for name in fusion.sources], dtype=np.float32)
+    return ordered(candidates.items, weigh(fusion, candidates, cold), fusion.sources)
+
+
+def weigh(fusion: Fusion, candidates: Candidates, cold: BoolArray) -> FloatArray:
+    """[B, S, C] the weighted terms of ``candidates`` as they stand; see :func:`fuse`."""
     segment = fusion.segment_of(candidates.lengths)
-    terms = normalise(candidates, fusion.normalisation, scales)
+    terms = normalise(candidates, fusion.normalisation, fusion.scale_vector())
     terms *= fusion.weight_matrix()[segment].T[:, :, None]
     factors = np.array([s.cold_factor for s in fusion.segments], dtype=np.float32)[segment]
     is_cold = cold[np.maximum(candidates.items, 0)]
     terms *= np.where(is_cold, factors[:, None], np.float32(1))
-    return ordered(candidates.items, np.moveaxis(terms, 0, 1), fusion.sources)
+    return np.moveaxis(terms, 0, 1)
+
+
+def descending(items: CodeArray, scores: FloatArray) -> IntArray:
+    """[B, C] the columns of each row by descending score, ties by the item code, −1 at the end."""
+    key = np.where(items >= 0, -scores, np.inf)
+    return np.lexsort((items, key), axis=1)
 
 
 def ordered(items: CodeArray, terms: FloatArray, term_names: tuple[str, ...]) -> Fused:
     """Sum [B, T, C] ``terms`` and put each row in descending order, −1 at the end."""
     scores = terms.sum(axis=1)
-    key = np.where(items >= 0, -scores, np.inf)
-    order = np.lexsort((items, key), axis=1)
+    order = descending(items, scores)
     return Fused(
         items=np.take_along_axis(items, order, axis=1),
         scores=np.take_along_axis(scores, order, axis=1),

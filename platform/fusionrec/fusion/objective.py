@@ -15,11 +15,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fusionrec.data.histories import BoolArray, FloatArray, Histories, IntArray
+from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
 from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.normalisation import Normalisation, normalise
 
 _NEVER = np.float32(-1e9)
+
+
+def hits(items: CodeArray, targets: Histories) -> BoolArray:
+    """[B, C] which of ``items`` [B, C] are among the targets of their case."""
+    hit = np.zeros(items.shape, dtype=np.bool_)
+    for position in range(int(targets.lengths.max(initial=0))):
+        (having,) = np.nonzero(targets.lengths > position)
+        target = targets.items[targets.offsets[having] + position]
+        hit[having] |= items[having] == target[:, None]
+    return hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +65,7 @@ class Objective:
         k: int = 10,
     ) -> Objective:
         """From the candidates of B cases and their targets; ``cold`` is [I]."""
-        hit = np.zeros(candidates.items.shape, dtype=np.bool_)
-        for position in range(int(targets.lengths.max(initial=0))):
-            (having,) = np.nonzero(targets.lengths > position)
-            target = targets.items[targets.offsets[having] + position]
-            hit[having] |= candidates.items[having] == target[:, None]
+        hit = hits(candidates.items, targets)
         (rows,) = np.nonzero(hit.any(axis=1))
         kept = Candidates(candidates.items[rows], candidates.scores[:, rows], candidates.lengths)
         pair_rows, pair_columns = np.nonzero(hit[rows])

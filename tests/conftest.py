@@ -21,6 +21,7 @@ for _name, _value in {
     "RAY_AUTH_TOKEN": secrets.token_hex(16),  # else Ray writes one into the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_usage_threshold": "0.98",  # the monitor counts the whole machine, not only Ray
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",  # every 10 s by default
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # the first start compiles DeepSpeed's op
     "TOKENIZERS_PARALLELISM": "false",
 }.items():

@@ -86,7 +86,7 @@ def evaluate(config: EvaluateConfig) -> Report:
             catalogue=pipeline.catalogue,
             item_counts=parts.item_counts,
             vectors=pipeline.item_vectors,
-            weights=pipeline.fusion.table(),
+            weights=pipeline.weights(),
             seconds=time.perf_counter() - start,
             config=EvaluationConfig(
                 k=config.top_k, bootstrap=BootstrapConfig(draws=config.draws, seed=config.seed)

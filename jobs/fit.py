@@ -26,6 +26,8 @@ from fusionrec.data.histories import FloatArray
 from fusionrec.data.splits import Protocol, Split, split
 from fusionrec.data.text import history_texts
 from fusionrec.errors import ConfigError
+from fusionrec.fusion.diversity import DIVERSITY
+from fusionrec.fusion.model import LAMBDARANK
 from fusionrec.progress import bar, console
 from fusionrec.retrieval.index import IndexConfig
 from fusionrec.serving.pipeline import PipelineConfig, read_config
@@ -182,7 +184,7 @@ def _forget_other_data(config: FitConfig, dataset: Dataset) -> None:
         return
     if read_config(config.pipeline).dataset.fingerprint != dataset.info.fingerprint:
         (config.pipeline / "vectors.npy").unlink(missing_ok=True)
-        for name in ("encoder", "reranker", "sources"):
+        for name in ("encoder", "reranker", "sources", DIVERSITY):
             shutil.rmtree(config.pipeline / name, ignore_errors=True)
 
 
@@ -198,6 +200,7 @@ def _write_config(config: FitConfig, dataset: Dataset, names: tuple[str, ...]) -
     if path.is_file() and read_config(config.pipeline) != settings:
         # Weights found for other sources or other data mean nothing here.
         (config.pipeline / "fusion.json").unlink(missing_ok=True)
+        shutil.rmtree(config.pipeline / LAMBDARANK, ignore_errors=True)
     path.write_text(settings.model_dump_json(indent=2), encoding="utf-8")
 
 

@@ -5,10 +5,11 @@ that every trial actor holds since its start, so that it costs milliseconds, and
 from trial to trial. Every trial is in an Optuna journal before the next is proposed: a campaign
 whose driver is killed goes on from there, no trial lost or repeated. The weights of the
 best trials are averaged; polishing them, and weights of a segment's own, are kept where they hold
-on held-out cases.
+on held-out cases. So are trees that order the top of the weighted lists again
+(:mod:`fusionrec.fusion.lambdarank`).
 
-Leaves ``fusion.json`` in the pipeline directory and ``trials.csv``, ``trials.svg`` and the journal
-in ``--out``.
+Leaves ``fusion.json`` and, where trees are kept, ``lambdarank/`` in the pipeline directory and
+``trials.csv``, ``trials.svg`` and the journal in ``--out``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from fusionrec.data.histories import FloatArray
 from fusionrec.data.splits import Cases, split
 from fusionrec.errors import ConfigError
 from fusionrec.fusion.candidates import Candidates, stack
+from fusionrec.fusion.features import ItemStatistics
+from fusionrec.fusion.lambdarank import LambdaRankConfig
 from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.fusion.normalisation import Normalisation, scales
 from fusionrec.fusion.objective import Objective
@@ -48,6 +51,7 @@ from fusionrec.progress import bar
 from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs import cluster
 from jobs.entry import run
+from tuning.learned import FusionModel, choose, leave
 from tuning.plots import plot_campaign
 
 STUDY = "fusion"
@@ -72,6 +76,10 @@ class FusionCampaign(JobConfig):
     """Trials evaluated at a time; each worker takes one CPU and a copy of the score tensors."""
     segments: int = Field(default=3, ge=1)
     """Segments by history length, of about equally many validation cases."""
+    model: FusionModel = FusionModel.AUTO
+    """linear: a weighted sum; lambdarank: trees order the top of its lists again; auto: whichever
+    is better on cases that it was not fitted on, linear unless lambdarank is so at the 5% level."""
+    lambdarank: LambdaRankConfig = LambdaRankConfig()
     max_cases: int = Field(default=25_000, ge=100)
     """Validation cases to search on; more are sampled."""
     k: int = Field(default=10, ge=1)
@@ -227,7 +235,8 @@ def campaign(config: FusionCampaign) -> Fusion:
             "give the same one or run jobs.fit again"
         )
     sources = pipeline.config.sources
-    cases = _sample(split(dataset, pipeline.config.protocol).validation, config)
+    parts = split(dataset, pipeline.config.protocol)
+    cases = _sample(parts.validation, config)
     found = collect(pipeline, cases)
     _claim(config, pipeline, found)
     source_scales = scales(found)
@@ -259,7 +268,13 @@ def campaign(config: FusionCampaign) -> Fusion:
             for bound, setting in zip([*map(int, bounds), None], settings, strict=True)
         ),
     )
-    fusion.save(config.pipeline / "fusion.json")
+    items = ItemStatistics.of(
+        parts.train, parts.num_items, has_timestamps=dataset.info.has_timestamps
+    )
+    learned = choose(
+        config.model, fusion, found, cases, items, config.lambdarank, config.k, config.seed
+    )
+    leave(learned, fusion, config.pipeline)
     forget_measurements(config.pipeline)
     study.trials_dataframe().to_csv(config.out / "trials.csv", index=False)
     plot_campaign(study, fusion, config.out / "trials.svg")

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import lightgbm
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse
 
 from fusionrec.data.histories import FloatArray, IntArray
@@ -44,8 +45,8 @@ class Trees:
         first = np.cumsum(sizes) - sizes
         table = np.zeros((int(sizes.sum()), num_terms), dtype=np.float32)
         for tree, start in zip(dumped, first.tolist(), strict=True):
-            zero = np.zeros(num_terms)
-            for leaf, terms in _paths(tree["tree_structure"], term_of, zero):
+            nothing = np.zeros(num_terms)
+            for leaf, terms in _paths(tree["tree_structure"], term_of, nothing):
                 table[start + leaf] = terms
         return cls(booster, table, first)
 
@@ -84,8 +85,8 @@ class Trees:
 
 
 def _paths(
-    node: dict[str, Any], term_of: IntArray, terms: FloatArray
-) -> Iterator[tuple[int, FloatArray]]:
+    node: dict[str, Any], term_of: IntArray, terms: npt.NDArray[np.float64]
+) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
     """Each leaf under ``node`` with [G] what the splits on the way to it add up to."""
     if "split_feature" not in node:
         yield node.get("leaf_index", 0), terms

@@ -6,7 +6,8 @@ and nothing more:
 
     embed     histories → histories with text vectors      needs encoder/
     retrieve  histories → fused candidates                  needs sources/, fusion.json, and
-                                                            lambdarank/ where it was chosen
+                                                            lambdarank/ and diversity/ where
+                                                            they were chosen
     rerank    histories, fused → fused                      needs reranker/, fusion.json
 
 A *pipeline directory* holds what the jobs made; published, it is a bundle. Its ``inference.json``,
@@ -30,6 +31,7 @@ from fusionrec.data.splits import Protocol
 from fusionrec.data.text import history_texts, item_text
 from fusionrec.errors import BundleError, ConfigError
 from fusionrec.fusion.candidates import Candidates, candidates
+from fusionrec.fusion.diversity import DIVERSITY, Diversity
 from fusionrec.fusion.features import newest_times
 from fusionrec.fusion.model import LAMBDARANK, Fusion, fuse
 from fusionrec.fusion.model import Fused as Fused
@@ -83,6 +85,7 @@ class Pipeline:
         reranker: Reranker | None = None,
         item_vectors: FloatArray | None = None,
         learned: LambdaRank | None = None,
+        diversity: Diversity | None = None,
     ) -> None:
         self.config = config
         self._catalogue = catalogue
@@ -93,6 +96,7 @@ class Pipeline:
         self.reranker = reranker
         self.item_vectors = item_vectors
         self.learned = learned
+        self.diversity = diversity
         self._cold = item_counts == 0
 
     @classmethod
@@ -104,7 +108,7 @@ class Pipeline:
 
         Raises:
             BundleError: a part is missing or cannot be read.
-            ConfigError: the fusion is missing in part or inconsistent.
+            ConfigError: the fusion or its diversity is missing in part or inconsistent.
         """
         config = read_config(directory)
         inference = read_inference(directory)
@@ -131,6 +135,7 @@ class Pipeline:
                 if retrieves and vectors.is_file()
                 else None,
                 _learned(directory, fusion, item_counts) if retrieves else None,
+                _diversity(directory / DIVERSITY, item_counts) if retrieves else None,
             )
         except OSError as error:
             raise BundleError(f"{directory} is incomplete: {error}; run the jobs again") from error
@@ -155,9 +160,11 @@ class Pipeline:
     def retrieve(self, histories: Histories) -> Fused:
         """The fused list of each history; none of its own items is in it."""
         found = self.candidates(histories)
-        if self.learned is not None:
-            return self.learned.fuse(found, newest_times(histories), self._cold)
-        return fuse(self.fusion, found, self._cold)
+        if self.learned is None:
+            fused = fuse(self.fusion, found, self._cold)
+        else:
+            fused = self.learned.fuse(found, newest_times(histories), self._cold)
+        return fused if self.diversity is None else self.diversity.apply(histories, fused)
 
     def weights(self) -> dict[str, dict[str, float]]:
         """What the fusion trusts, for people: as :meth:`Fusion.table`, and what trees look at."""
@@ -251,3 +258,7 @@ def _learned(directory: Path, fusion: Fusion, item_counts: IntArray) -> LambdaRa
             "remove it to use these alone, or to make another with `python -m tuning.fusion`"
         )
     return learned
+
+
+def _diversity(folder: Path, item_counts: IntArray) -> Diversity | None:
+    return Diversity.load(folder, item_counts) if folder.is_dir() else None

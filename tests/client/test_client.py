@@ -1,11 +1,8 @@
 import asyncio
 import json
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import SimpleNamespace
@@ -13,7 +10,6 @@ from typing import Any, get_type_hints
 
 import httpx
 import pytest
-import uvicorn
 
 from fusionrec import client as client_module
 from fusionrec.client import AsyncClient, Client, calls
@@ -65,26 +61,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
     monkeypatch.setattr(client_module, "asyncio", fake)
     monkeypatch.setattr(calls, "random", SimpleNamespace(uniform=lambda _, bound: bound))
     return clock
-
-
-@pytest.fixture(params=["sync", "async"])
-def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """``ask(transport or url, method, *arguments)`` with either client."""
-
-    def ask(where: Any, method: str, *arguments: Any, made: Any = None, **fields: Any) -> Any:
-        url, transport = (where, None) if isinstance(where, str) else (URL, where)
-        options = {"transport": transport, **(made or {})}
-        if request.param == "sync":
-            with Client(url, **options) as client:
-                return getattr(client, method)(*arguments, **fields)
-
-        async def main() -> Any:
-            async with AsyncClient(url, **options) as client:
-                return await getattr(client, method)(*arguments, **fields)
-
-        return asyncio.run(main())
-
-    return ask
 
 
 class Script(httpx.MockTransport):
@@ -322,86 +298,6 @@ def test_settings_that_cannot_be_used(made: Any, url: str, options: Any, words: 
 def test_a_call_of_its_own_timeout_is_checked_too(ask: Any):
     with pytest.raises(ConfigError, match="timeout_s is -1"):
         ask(Script(good()), "recommend", timeout_s=-1)
-
-
-class Dropping:
-    """Answers; the connection of every second request is closed in the middle of the answer."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-
-    async def __call__(self, scope: Any, _: Any, send: Any) -> None:
-        self.paths.append(scope["path"])
-        body = json.dumps(ANSWER).encode()
-        length = (b"content-length", str(len(body)).encode())
-        await send({"type": "http.response.start", "status": 200, "headers": [length]})
-        whole = len(self.paths) % 2 == 0
-        await send({"type": "http.response.body", "body": body if whole else body[:20]})
-
-
-@contextmanager
-def served(app: Any) -> Iterator[str]:
-    """``app`` on a port of loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
-
-
-def test_a_dropped_connection_costs_no_answer(ask: Any):
-    dropping = Dropping()
-    with served(dropping) as url:
-        for _ in range(3):
-            assert ask(url, "recommend", user_id="ann").bundle == "b1"
-    assert dropping.paths == ["/v1/recommend"] * 6
-
-
-def test_one_client_keeps_its_connection_through_drops():
-    dropping = Dropping()
-    with served(dropping) as url, Client(url) as client:
-        for _ in range(3):
-            assert client.recommend(user_id="ann").bundle == "b1"
-    assert len(dropping.paths) == 6
-
-
-def test_an_answer_that_does_not_come_ends_with_the_deadline(ask: Any):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(DeadlinePassed):
-            ask(url, "recommend", timeout_s=0.2)
-
-
-async def dripping(_: Any, receive: Any, send: Any) -> None:
-    """An answer of which a byte comes every 50 ms for as long as somebody is there."""
-    await receive()
-    gone = asyncio.ensure_future(receive())
-    length = (b"content-length", b"10000")
-    await send({"type": "http.response.start", "status": 200, "headers": [length]})
-    while not gone.done():
-        await send({"type": "http.response.body", "body": b" ", "more_body": True})
-        await asyncio.wait([gone], timeout=0.05)
-
-
-def test_an_answer_that_comes_in_drops_ends_with_the_deadline():
-    async def ask(url: str) -> None:
-        async with AsyncClient(url, timeout_s=0.3) as client:
-            await client.recommend(user_id="ann")
-
-    with served(dripping) as url, pytest.raises(DeadlinePassed):
-        asyncio.run(ask(url))
-
-
-def test_nobody_there(ask: Any):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # not listening: connections are refused
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(Unavailable, match=", 3 times: is it running"):
-            ask(url, "recommend", made={"retries": 2})
 
 
 def test_importing_the_client_imports_no_model_library():

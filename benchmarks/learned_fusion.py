@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from rich.table import Table
@@ -31,8 +32,8 @@ CASES = 500
 def made_up(width: int, seed: int) -> tuple[Candidates, Histories]:
     """``CASES`` cases of ``width`` candidates, whose targets the sources tend to like."""
     generator = np.random.default_rng(seed)
-    items = np.stack([generator.choice(ITEMS, width, replace=False) for _ in range(CASES)])
-    items = np.sort(items, axis=1).astype(np.int32)
+    drawn = [generator.choice(ITEMS, width, replace=False) for _ in range(CASES)]
+    items = np.sort(np.stack(drawn), axis=1).astype(np.int32)
     scores = generator.pareto(2, (len(SOURCES), *items.shape)).astype(np.float32)
     scores *= generator.random(scores.shape) < 0.4  # most sources know little of most candidates
     target = generator.integers(0, width, CASES)
@@ -69,18 +70,12 @@ def measure(width: int, repeats: int) -> Table:
         block = candidates.take(np.arange(count))
         rows = np.random.default_rng(2).random((count * config.depth, num_features))
         read = rows.astype(np.float32)
+        shap = partial(learned.trees.booster.predict, read, pred_contrib=True, num_threads=1)
         spent = (
-            milliseconds(lambda block=block: fuse(linear, block, cold), repeats),
-            milliseconds(
-                lambda block=block, count=count: learned.fuse(block, newest[:count], cold), repeats
-            ),
-            milliseconds(lambda read=read: learned.trees.terms(read), repeats),
-            milliseconds(
-                lambda read=read: learned.trees.booster.predict(
-                    read, pred_contrib=True, num_threads=1
-                ),
-                max(3, repeats // 20),
-            ),
+            milliseconds(partial(fuse, linear, block, cold), repeats),
+            milliseconds(partial(learned.fuse, block, newest[:count], cold), repeats),
+            milliseconds(partial(learned.trees.terms, read), repeats),
+            milliseconds(shap, max(3, repeats // 20)),
         )
         table.add_row(str(count), *(f"{each / count:.2f}" for each in spent))
     return table

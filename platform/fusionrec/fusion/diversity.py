@@ -163,8 +163,8 @@ class Diversity:
         beside.mkdir(parents=True)
         text = self.config.model_dump_json(indent=2)
         (beside / _SETTINGS).write_text(text, encoding="utf-8")
-        arrays = {"offsets": self.categories.offsets, "codes": self.categories.codes}
-        np.savez(beside / _CATEGORIES, **arrays)
+        categories = self.categories
+        np.savez(beside / _CATEGORIES, offsets=categories.offsets, codes=categories.codes)
         shutil.rmtree(directory, ignore_errors=True)
         beside.replace(directory)
 
@@ -242,7 +242,7 @@ class _Top:
             local=local,
             shares=np.where(number > 0, 1 / np.maximum(number, 1), 0).astype(np.float32),
             similar=np.where(union > 0, common / np.maximum(union, 1), 0).astype(np.float32),
-            wanted=wanted / np.maximum(events, 1)[:, None].astype(np.float32),
+            wanted=np.divide(wanted, np.maximum(events, 1)[:, None], dtype=np.float32),
             mass=np.zeros((num_lists, width), dtype=np.float32),
             counts=np.zeros((num_lists, width), dtype=np.int64),
             likeness=np.zeros(items.shape, dtype=np.float32),
@@ -252,11 +252,11 @@ class _Top:
         """[B, D] how much each item adds to what the history wants."""
         before = _FLOOR + self._at(self.mass)
         gain = np.log1p(self.shares[:, :, None] / before)
-        return np.where(self.local >= 0, self._at(self.wanted) * gain, 0).sum(axis=2)
+        return np.asarray(np.where(self.local >= 0, self._at(self.wanted) * gain, 0).sum(axis=2))
 
     def over(self, cap: int) -> BoolArray:
         """[B, D] whether a category of the item has had its share."""
-        return ((self._at(self.counts) >= cap) & (self.local >= 0)).any(axis=2)
+        return np.asarray(((self._at(self.counts) >= cap) & (self.local >= 0)).any(axis=2))
 
     def put(self, column: IntArray, there: BoolArray) -> None:
         """Put one item into each list: that of ``column`` [B], where ``there`` [B]."""

@@ -51,7 +51,7 @@ class NothingToLearn(ConfigError):
 class LambdaRankConfig(Config):
     """How the trees are grown."""
 
-    trees: int = Field(default=100, ge=1)
+    trees: int = Field(default=200, ge=1)
     """Number of trees."""
     learning_rate: float = Field(default=0.05, gt=0)
     """Share of each tree that is added."""
@@ -164,11 +164,11 @@ class LambdaRank:
         Raises:
             NothingToLearn: no case has a target in the places that are read.
         """
-        taught = hits(candidates.items, targets).any(axis=1)
+        (taught,) = np.nonzero(hits(candidates.items, targets).any(axis=1))
         candidates, newest = candidates.take(taught), newest[taught]
         terms = weigh(linear, candidates, items.counts == 0)
         head = _Head.of(linear, terms, candidates, newest, items, config.depth)
-        hit = hits(candidates.items, targets.take(np.nonzero(taught)[0]))
+        hit = hits(candidates.items, targets.take(taught))
         labels = np.take_along_axis(hit, head.columns, axis=1)
         if not labels.any():
             raise NothingToLearn(

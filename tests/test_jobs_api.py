@@ -24,6 +24,7 @@ import yaml
 
 from benchmarks.harness.processes import free_ports
 from fusionrec.evaluation.report import Report
+from tuning.report import CampaignReport
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -140,6 +141,18 @@ def test_jobs_leave_their_results(submit, tmp_path, synthetic):
     assert result.dataset == synthetic.info
     assert result.served.metrics["ndcg"].mean > 0
     assert f"{result.served.metrics['ndcg'].mean:.4f}" in log
+
+
+def test_a_campaign_is_a_job(submit, tmp_path, synthetic):
+    given = f"--dataset {synthetic.directory} --pipeline {tmp_path / 'pipeline'}"
+    submit(f"python -m jobs.fit {given} --sources popularity,transitions,bm25")
+    out = tmp_path / "campaign"
+    budget = "--sources.names bm25 --sources.trials 3 --fusion.trials 6 --pareto.trials 3"
+    stages = "--stages sources,fusion,pareto"
+    log = submit(f"python -m tuning.campaign {given} --out {out} {stages} {budget}")
+    assert f"report: {out / 'report.html'}" in log
+    found = CampaignReport.model_validate_json((out / "report.json").read_bytes())
+    assert [len(search.trials) for search in found.searches] == [3, 6, 3]
 
 
 def test_a_job_that_fails_says_why(submit, tmp_path):

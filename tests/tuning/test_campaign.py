@@ -1,0 +1,193 @@
+"""A whole campaign: what it leaves, what it refuses, and that it survives being killed."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import optuna
+import pytest
+import yaml
+
+from fusionrec.config import parse
+from fusionrec.errors import ConfigError
+from fusionrec.serving.pipeline import Pipeline
+from jobs.fit import FitConfig, fit
+from tuning.campaign import CampaignConfig, campaign
+from tuning.report import CampaignReport
+
+SETTINGS = {
+    "stages": ["sources", "fusion", "pareto"],
+    "sources": {"names": ["transitions", "bm25"], "trials": 6},
+    "fusion": {"trials": 12},
+    "pareto": {"trials": 8, "max_loss": 0.05},
+    "workers": 2,
+}
+
+
+@pytest.fixture
+def written(fitted, synthetic, tmp_path):
+    """The YAML of a small campaign over a copy of the fitted pipeline."""
+    settings = {
+        **SETTINGS,
+        "pipeline": str(shutil.copytree(fitted, tmp_path / "pipeline")),
+        "dataset": str(synthetic.directory),
+        "out": str(tmp_path / "out"),
+    }
+    path = tmp_path / "campaign.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.hosts, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.hosts += [v for k, v in attrs if k in ("src", "href", "data", "action")]
+        if tag not in ("meta", "rect", "path", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, _attrs):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.ray
+def test_one_yaml_is_a_campaign(ray_cluster, written, tmp_path):
+    config = parse(CampaignConfig, ["--config", str(written)])
+    found = campaign(config)
+    assert [search.name for search in found.searches] == ["transitions", "bm25", "fusion", "pareto"]
+    assert [len(search.trials) for search in found.searches] == [6, 6, 12, 8]
+    for comparison in (found.test, found.validation):
+        assert comparison.num_cases == 120
+        assert comparison.difference.mean == pytest.approx(comparison.mean_a - comparison.mean_b)
+    assert found.equal_before
+    assert CampaignReport.model_validate_json((config.out / "report.json").read_text()) == found
+
+    text = (config.out / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert page.hosts == []
+    assert not re.search(r"https?://|url\(|@import|NaN", text)
+    for search in found.searches:
+        for chart in ("over time", f"Parallel coordinates of {search.name}"):
+            assert chart in text
+        assert f"Importance in {search.name}" in text
+        assert sum(search.importance.values()) == pytest.approx(1, abs=0.01)
+    for piece in ("Selection bias", "Best configuration", "Weights by segment", "The front"):
+        assert piece in text
+    for segment in found.weights:
+        assert segment in text
+    assert f"{found.test.difference.low:+.4f}" in text
+    assert "python -m jobs.fit --config" in text
+
+    journals = {path: path.read_bytes() for path in config.out.rglob("journal.log")}
+    assert campaign(config) == found  # nothing is left to do
+    assert {path: path.read_bytes() for path in journals} == journals
+    assert len(journals) == 4
+    with pytest.raises(ConfigError, match=r"holds a campaign with another seed"):
+        campaign(config.model_copy(update={"seed": 1}))
+
+
+@pytest.mark.ray
+def test_the_commands_of_the_report_make_the_winner_anew(ray_cluster, written, tmp_path):
+    config = parse(CampaignConfig, ["--config", str(written), "--sources.trials", "3"])
+    found = campaign(config)
+    (make, copy, measure) = found.commands
+    again = tmp_path / "pipeline-again"
+    assert make == f"python -m jobs.fit --config {config.out / 'winner.yaml'} --pipeline {again}"
+    settings = yaml.safe_load((config.out / "winner.yaml").read_text())
+    fit(FitConfig(**{**settings, "pipeline": again}))
+    subprocess.run(copy.split(), check=True)
+    assert measure.startswith(f"python -m jobs.evaluate --pipeline {again} ")
+    tuned, anew = Pipeline.load(config.pipeline), Pipeline.load(again)
+    assert anew.fusion == tuned.fusion
+    assert anew.config == tuned.config
+    for name in tuned.config.sources:
+        for path in (config.pipeline / "sources" / name).iterdir():
+            assert path.read_bytes() == (again / "sources" / name / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": ["sources", "fusoin"]}, r"stages\.1 = 'fusoin' is wrong: .*'fusion'"),
+        ({"sources": {"trails": 3}}, r"setting sources\.trails is unknown"),
+        ({"fusion": {"trials": 0}}, r"setting fusion\.trials = 0 is wrong: .* greater than"),
+        ({"minutes": "soon"}, r"setting minutes = 'soon' is wrong"),
+        ({"pipeline": None}, r"setting pipeline = None is wrong"),
+        ({"stages": []}, r"setting stages is empty: name any of sources, fusion"),
+        ({"stages": ["sources"]}, r"stages names sources without fusion"),
+        ({"stages": ["fusion", "reranking"]}, r"names reranking, but .* has no reranker"),
+        ({"sources": {"names": ["itemknn"]}}, r"names = 'itemknn' is no source .* among"),
+    ],
+)
+def test_a_mistake_in_the_yaml_gets_one_sentence(written, change, message):
+    written.write_text(yaml.safe_dump({**yaml.safe_load(written.read_text()), **change}))
+    with pytest.raises(ConfigError, match=message) as found:
+        campaign(parse(CampaignConfig, ["--config", str(written)]))
+    assert "\n" not in str(found.value)
+
+
+def test_a_file_that_is_no_yaml_is_named(written):
+    written.write_text("stages: [sources\nseed: 0")
+    with pytest.raises(ConfigError, match=r"campaign.yaml \(line 2\) is not YAML"):
+        parse(CampaignConfig, ["--config", str(written)])
+
+
+def with_a_value(out, name):
+    """The trials of one search that have a value: (number, parameters, values) of each."""
+    path = next(out.rglob(f"{name}/journal.log"), None)
+    if path is None:
+        return set()
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    try:
+        study = optuna.load_study(storage=storage, study_name=name)
+    except KeyError:  # it is being made
+        return set()
+    trials = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    return {(t.number, tuple(sorted(t.params.items())), tuple(t.values)) for t in trials}
+
+
+@pytest.mark.slow
+def test_a_killed_campaign_loses_and_repeats_no_trial(written, tmp_path):
+    out = tmp_path / "out"
+    wanted = {"transitions": 16, "bm25": 16, "fusion": 12, "pareto": 16}
+    command = [sys.executable, "-m", "tuning.campaign", "--config", str(written)]
+    command += ["--sources.trials", "16", "--pareto.trials", "16"]
+    known = {}
+    for name, count in (("transitions", 2), ("bm25", 1), ("pareto", 2)):
+        with (tmp_path / "log").open("w") as log:
+            driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while len(with_a_value(out, name)) < count:
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        now = {each: with_a_value(out, each) for each in wanted}
+        assert len(now[name]) < wanted[name], f"{name} was over before it could be killed"
+        for each, trials in known.items():
+            assert trials <= now[each]
+        known = now
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    final = {name: with_a_value(out, name) for name in wanted}
+    assert {name: len(trials) for name, trials in final.items()} == wanted
+    for name, trials in final.items():
+        assert known[name] <= trials  # nothing is lost
+        assert len({parameters for _, parameters, _ in trials}) == len(trials)  # nor repeated
+    assert "gain" in done.stdout
+    assert (out / "report.html").is_file()

@@ -1,0 +1,74 @@
+import json
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from fusionrec.errors import ConfigError
+from tuning.journal import AGAIN, JOURNAL, claim, ended, open_study, owned, spent_s
+
+SPACE = {"x": FloatDistribution(0, 1)}
+START = {"x": 0.25}
+
+
+def opened(directory):
+    return open_study(directory, "test", ["maximize"], START, optuna.samplers.RandomSampler, 3)[0]
+
+
+def test_a_new_study_begins_with_what_is_to_be_beaten(tmp_path):
+    study = opened(tmp_path)
+    assert study.ask(SPACE).params == {"x": 0.25}
+    assert study.ask(SPACE).params != {"x": 0.25}
+
+
+def test_a_trial_that_was_under_way_is_asked_again_once(tmp_path):
+    study = opened(tmp_path)
+    study.tell(study.ask(SPACE), 1.0)
+    lost = study.ask(SPACE)  # and the driver dies
+    study = opened(tmp_path)
+    study = opened(tmp_path)  # it dies again before it asks
+    again = study.ask(SPACE)
+    assert again.params == lost.params
+    assert again.user_attrs == {AGAIN: lost.number}
+    assert study.ask(SPACE).params != lost.params
+    study = opened(tmp_path)  # the second attempt is interrupted, too
+    assert study.ask(SPACE).params == lost.params
+    assert [trial.number for trial in ended(study)] == [0]
+
+
+def test_what_ended_is_what_has_a_value_or_failed_by_itself(tmp_path):
+    study = opened(tmp_path)
+    study.tell(study.ask(SPACE), 1.0)
+    study.tell(study.ask(SPACE), state=TrialState.FAIL)
+    study.ask(SPACE)
+    study = opened(tmp_path)
+    assert [trial.number for trial in ended(study)] == [0, 1]
+    assert spent_s(study) >= 0
+
+
+def test_a_line_that_a_crash_cut_short_is_taken_away(tmp_path):
+    study = opened(tmp_path)
+    study.tell(study.ask(SPACE), 1.0)
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code":4,"worker')
+    (tmp_path / f"{JOURNAL}.lock").symlink_to("journal.log")  # its owner is dead
+    study = opened(tmp_path)
+    study.tell(study.ask(SPACE), 0.5)
+    assert [trial.value for trial in ended(opened(tmp_path))] == [1.0, 0.5]
+
+
+def test_a_directory_has_one_owner(tmp_path):
+    busy = pytest.raises(ConfigError, match=r"is in use by a campaign that runs now")
+    with owned(tmp_path / "out"), busy, owned(tmp_path / "out"):
+        pass
+    with owned(tmp_path / "out"):
+        pass
+
+
+def test_a_claim_holds(tmp_path):
+    claim(tmp_path, {"seed": 0, "names": ("a", "b")})
+    claim(tmp_path, {"seed": 0, "names": ("a", "b")})
+    with pytest.raises(ConfigError, match=r"holds a campaign with another seed"):
+        claim(tmp_path, {"seed": 1, "names": ("a", "b")})
+    assert json.loads((tmp_path / "campaign.json").read_text())["seed"] == 0

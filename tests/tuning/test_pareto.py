@@ -1,0 +1,156 @@
+"""The front: what is traded, which point is chosen, and what it leaves."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fusionrec.data.splits import split
+from fusionrec.errors import ConfigError
+from fusionrec.evaluation.metrics import ndcg
+from fusionrec.evaluation.ranks import list_ranks
+from fusionrec.fusion.diversity import Diversity, DiversityConfig, ItemCategories
+from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.serving.pipeline import Pipeline, read_config
+from tuning.pareto import Front, ParetoCampaign, Point, campaign, choose
+from tuning.tradeoff import Tradeoff, collect, diversified, weighed
+
+MODES = {"ndcg": "max", "latency_ms": "min"}
+FUSION = Fusion(
+    sources=("a", "b", "c"),
+    scales={"a": 1.0, "b": 2.0, "c": 1.0},
+    segments=(
+        Segment(max_events=5, weights={"a": 1.0, "b": 0.5, "c": 0.0}, reranker=0.2),
+        Segment(weights={"a": 0.0, "b": 1.0, "c": 0.0}),
+    ),
+)
+
+
+def point(number, ndcg, latency_ms):
+    return Point(number=number, params={}, values={"ndcg": ndcg, "latency_ms": latency_ms})
+
+
+def trust(**values):
+    return {f"trust.{name}": value for name, value in values.items()}
+
+
+def test_the_chosen_point_is_near_the_best_of_everything():
+    points = [point(0, 1.0, 10), point(1, 0.98, 2), point(2, 0.5, 1)]
+    assert choose(points, MODES, max_loss=0.05) == 1
+    assert choose(points, MODES, max_loss=0.01) == 0  # the loss is more than may be
+    assert choose(points[:1], MODES, max_loss=0.05) == 0
+
+
+def test_trust_multiplies_the_weights_of_every_segment():
+    found = weighed(FUSION, trust(a=0.5, b=1.0, c=0.0))
+    assert found.sources == ("a", "b")
+    assert [s.weights for s in found.segments] == [{"a": 0.5, "b": 0.5}, {"a": 0.0, "b": 1.0}]
+    assert found.scales == {"a": 1.0, "b": 2.0}
+    assert [s.reranker for s in found.segments] == [0, 0]
+    Fusion.model_validate(found.model_dump())
+
+
+def test_a_source_that_had_no_weight_gets_the_mean_one():
+    found = weighed(FUSION, trust(a=0.0, b=0.0, c=2.0))
+    assert [s.weights for s in found.segments] == [{"c": 1.5}, {"c": 2.0}]
+    assert weighed(FUSION, trust(a=0.0, b=0.05, c=0.0)).sources == ("b",)  # one is asked
+
+
+@pytest.fixture(scope="module")
+def tradeoff(fitted, synthetic):
+    pipeline, cases = Pipeline.load(fitted), split(synthetic).validation
+    candidates, proposed = collect(pipeline.sources, cases.histories, 30)
+    categories = synthetic.catalogue.categories
+    return Tradeoff(
+        fusion=pipeline.fusion,
+        diversity=Diversity(DiversityConfig(), ItemCategories.of(categories), pipeline.item_counts),
+        histories=cases.histories,
+        candidates=candidates,
+        proposed=proposed,
+        targets=cases.targets,
+        cold=pipeline.item_counts == 0,
+        vectors=None,
+        categories=categories,
+        cost_ms=dict(zip([*pipeline.config.sources, "diversity"], (1, 2, 4, 8, 16), strict=True)),
+    )
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+@pytest.mark.parametrize("off", [(), ("bm25",), ("popularity", "item-knn")])
+def test_a_point_is_what_the_pipeline_would_answer(
+    tradeoff, fitted, synthetic, tmp_path, off, weight
+):
+    trusts = {f"trust.{name}": 0.0 if name in off else 1.5 for name in tradeoff.fusion.sources}
+    point = {**trusts, "diversity.similarity": weight, "diversity.popularity": 0.01}
+    found = tradeoff.measure(point)
+    directory = shutil.copytree(fitted, tmp_path / "pipeline")
+    fusion = weighed(tradeoff.fusion, point)
+    settings = read_config(directory).model_copy(update={"sources": fusion.sources})
+    (directory / "pipeline.json").write_text(settings.model_dump_json())
+    fusion.save(directory / "fusion.json")
+    config = diversified(tradeoff.diversity.config, point)
+    assert config == DiversityConfig(similarity=weight)  # 0.01 is off
+    if weight:
+        replace(tradeoff.diversity, config=config).save(directory / "diversity")
+    cases = split(synthetic).validation
+    lists = Pipeline.load(directory).retrieve(cases.histories)
+    values = ndcg(list_ranks(lists.items, lists.scores, cases.targets), 10)
+    assert found["ndcg"] == pytest.approx(values.mean(), abs=1e-9)
+    shown = np.unique(lists.items[:, :10])
+    assert found["coverage"] == (shown >= 0).sum() / len(synthetic.catalogue)
+    assert 0 < found["diversity"] < 1
+    asked = [*fusion.sources, *(["diversity"] if weight else [])]
+    assert found["latency_ms"] == sum(tradeoff.cost_ms[name] for name in asked)
+
+
+def test_the_start_is_the_pipeline_as_it_is(tradeoff):
+    start = tradeoff.start()
+    assert set(start.values()) == {0.0, 1.0}
+    assert weighed(tradeoff.fusion, start) == tradeoff.fusion
+    assert not diversified(tradeoff.diversity.config, start).changes
+
+
+def test_similar_lists_can_be_traded(tradeoff):
+    start = tradeoff.start()
+    spread = tradeoff.measure({**start, "diversity.similarity": 0.5})
+    assert spread["diversity"] > tradeoff.measure(start)["diversity"]
+
+
+@pytest.mark.ray
+def test_the_front_is_kept_and_the_chosen_point_is_left(ray_cluster, fitted, synthetic, tmp_path):
+    directory = shutil.copytree(fitted, tmp_path / "pipeline")
+    start = Pipeline.load(directory).fusion
+    start.save(directory / "fusion.json")
+    config = ParetoCampaign(
+        pipeline=directory,
+        dataset=synthetic.directory,
+        out=tmp_path / "out",
+        trials=12,
+        max_loss=0.3,
+    )
+    front = campaign(config)
+    values = np.array([list(p.values.values()) for p in front.points]) * (1, 1, 1, -1)
+    assert list(front.start.values) == ["ndcg", "diversity", "coverage", "latency_ms"]
+    for mine in values:
+        assert not ((values >= mine).all(axis=1) & (values > mine).any(axis=1)).any()
+    assert front.num_trials == 12
+    assert Front.model_validate_json((config.out / "front.json").read_text()) == front
+    chosen = front.point
+    assert chosen.number == front.chosen
+    pipeline = Pipeline.load(directory)
+    assert pipeline.fusion == (start if not chosen.number else weighed(start, chosen.params))
+    assert pipeline.config.sources == pipeline.fusion.sources
+
+    left = {n: (directory / n).read_bytes() for n in ("fusion.json", "pipeline.json")}
+    settings = {**json.loads(left["pipeline.json"]), "sources": list(start.sources)}
+    (directory / "pipeline.json").write_text(json.dumps(settings))  # killed between the two files
+    assert campaign(config) == front
+    assert {n: (directory / n).read_bytes() for n in left} == left
+
+
+def test_without_a_fusion_the_remedy_is_named(fitted, synthetic, tmp_path):
+    config = ParetoCampaign(pipeline=fitted, dataset=synthetic.directory, out=tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"run `python -m tuning.fusion`"):
+        campaign(config)

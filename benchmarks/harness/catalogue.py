@@ -204,7 +204,7 @@ def _neighbours(config: RetrievalBenchmark, seed: int) -> SparseRows:
         rows = np.repeat(np.arange(stop - start), np.diff(indptr[start : stop + 1]))
         indices[part] = indices[part][np.lexsort((indices[part], rows))]
     data = generator.random(len(indices), dtype=np.float32)
-    return SparseRows(data, indices, indptr, config.items)
+    return SparseRows(data, indices, indptr, config.items).compact()
 
 
 def _bm25(config: RetrievalBenchmark) -> BM25:
@@ -231,4 +231,9 @@ def _bm25(config: RetrievalBenchmark) -> BM25:
         np.concatenate([[0], np.cumsum(np.bincount(items, minlength=config.items))]),
         num_words,
     )
-    return BM25(BM25Config(), {f"word{word}": word for word in range(num_words)}, postings, asked)
+    return BM25(
+        BM25Config(),
+        {f"word{word}": word for word in range(num_words)},
+        postings.compact(),
+        asked.compact(),
+    )

@@ -51,3 +51,23 @@ def test_totals_are_sorted_and_do_not_depend_on_the_order(entries, random):
     np.testing.assert_array_equal(values, same)
     for column, value in zip(columns, values, strict=True):
         assert value == pytest.approx(sum(v for c, v in entries if c == column) / 7, abs=1e-6)
+
+
+def test_wide_matrices_are_kept_in_half_precision(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rows_module, "DENSE_WIDTH", 3)
+    values = np.array([0.1, 1.0, 7.3], np.float32)
+    wide = SparseRows(values, np.array([0, 2, 3], np.int32), np.array([0, 2, 3]), 4)
+    kept = wide.compact()
+    assert kept.data.dtype == np.float16
+    columns, found = kept.entries(np.array([0, 1], np.int32), np.ones(2, np.float32))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(columns, [0, 2, 3])
+    np.testing.assert_allclose(found, values, rtol=2**-11)
+
+
+def test_what_is_narrow_or_does_not_fit_stays_in_single_precision(monkeypatch: pytest.MonkeyPatch):
+    narrow = SparseRows(np.ones(1, np.float32), np.zeros(1, np.int32), np.array([0, 1]), 4)
+    assert narrow.compact() is narrow
+    monkeypatch.setattr(rows_module, "DENSE_WIDTH", 3)
+    large = SparseRows(np.full(1, 1e5, np.float32), np.zeros(1, np.int32), np.array([0, 1]), 4)
+    assert large.compact() is large

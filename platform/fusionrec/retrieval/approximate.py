@@ -39,11 +39,11 @@ from fusionrec.retrieval.index import (
     IndexConfig,
     IndexReport,
     Kind,
-    Stored,
     products,
     write_report,
 )
 from fusionrec.retrieval.lists import empty, fill
+from fusionrec.retrieval.rows import Stored
 
 _FAISS: Any = faiss  # its type stubs are of an older version
 INDEX = "index.faiss"

@@ -19,16 +19,15 @@ from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, ValidationError
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.errors import BundleError
 from fusionrec.retrieval.lists import empty, fill
+from fusionrec.retrieval.rows import Stored
 
 Kind: TypeAlias = Literal["flat", "hnsw", "ivf", "ivfpq"]
-Stored: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 RECALL_AT = 100
 """Length of the lists whose recall is measured."""

@@ -79,7 +79,8 @@ def top_of_sparse(scores: SparseRows, histories: Histories, k: int) -> tuple[Cod
     items, values = empty(len(histories), k)
     for row in range(len(histories)):
         entries = slice(scores.indptr[row], scores.indptr[row + 1])
-        codes, data = scores.indices[entries], scores.data[entries]
+        codes = scores.indices[entries]
+        data = scores.data[entries].astype(np.float32, copy=False)
         keep = np.ones(len(codes), dtype=bool)
         place, found = _find(codes, histories.row(row))
         keep[place[found]] = False

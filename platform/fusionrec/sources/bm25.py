@@ -45,7 +45,7 @@ class BM25Config(Config):
     """How many of the newest items make up the query."""
     query_words: int = Field(default=32, ge=1)
     """Rarest words of an item that enter a query; bounds the cost of long descriptions."""
-    query_postings: int = Field(default=200_000, ge=1)
+    query_postings: int = Field(default=50_000, ge=1)
     """Postings, pairs of a word and an item that has it, that a query reads at most, those of the
     rarest words first; bounds the cost of common words in large catalogues."""
 
@@ -79,7 +79,7 @@ class BM25:
         shape = (len(vocabulary), data.num_items)
         scores = index.scores
         parts = (scores["data"], scores["indices"], scores["indptr"])
-        words = SparseRows.of(sp.csr_array(parts, shape))
+        words = SparseRows.of(sp.csr_array(parts, shape)).compact()
         rarity = np.diff(words.indptr)
         asked = [
             sorted(set(item), key=lambda word: (rarity[word], word))[: self.config.query_words]

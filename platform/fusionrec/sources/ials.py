@@ -28,9 +28,9 @@ from pydantic import Field
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
-from fusionrec.retrieval.index import IndexConfig, Stored, VectorIndex, build, load
+from fusionrec.retrieval.index import IndexConfig, VectorIndex, build, load
 from fusionrec.retrieval.neighbours import profiles
-from fusionrec.retrieval.rows import CSR
+from fusionrec.retrieval.rows import CSR, Stored
 from fusionrec.sources.answers import Nearest
 from fusionrec.sources.blas import one_thread
 from fusionrec.sources.protocol import Ranked, TrainingData

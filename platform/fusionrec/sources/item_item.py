@@ -61,7 +61,7 @@ class ItemItem:
     def fit(self, data: TrainingData) -> Self:
         """Learn the weights. Cost: the learner's."""
         learned = self.config.learner.learn(data, self.config.neighbours)
-        return type(self)(self.config, learned)
+        return type(self)(self.config, learned.compact())
 
     def ask(self, histories: Histories) -> Answer:
         """Add up the neighbours of the items of each history."""

@@ -23,6 +23,7 @@ from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
 from fusionrec.retrieval.lists import empty
 from fusionrec.retrieval.neighbours import top_of_dense
+from fusionrec.retrieval.rows import DENSE_WIDTH, Stored
 from fusionrec.sources.protocol import Answer, Ranked, TrainingData
 from fusionrec.space import Range
 
@@ -48,7 +49,7 @@ class Popularity:
         self,
         config: PopularityConfig | None = None,
         times: IntArray | None = None,
-        scores: FloatArray | None = None,
+        scores: Stored | None = None,
         head: CodeArray | None = None,
     ) -> None:
         self.config = config or PopularityConfig()
@@ -57,7 +58,10 @@ class Popularity:
         self._head = head
 
     def fit(self, data: TrainingData) -> Self:
-        """Sum once over the events, by time. Memory: 4 · snapshots · I bytes."""
+        """Sum once over the events, by time.
+
+        Memory: 4 · snapshots · I bytes; of that, what is kept is half where I is large.
+        """
         histories = data.histories
         if not data.has_timestamps or not len(histories.items):
             counts = np.bincount(histories.items, minlength=data.num_items)
@@ -120,10 +124,12 @@ class Popularity:
     def _of(self, times: IntArray, scores: FloatArray) -> Self:
         count = min(_HEAD, scores.shape[1])
         rows = [top_of_dense(row[None], Histories.of([[]]), count)[0] for row in scores]
-        return type(self)(self.config, times, scores, np.concatenate(rows))
+        # In float16, logarithms of counts tell counts apart that differ by a percent.
+        stored = scores if scores.shape[1] <= DENSE_WIDTH else scores.astype(np.float16)
+        return type(self)(self.config, times, stored, np.concatenate(rows))
 
     @property
-    def _fitted(self) -> tuple[IntArray, FloatArray, CodeArray]:
+    def _fitted(self) -> tuple[IntArray, Stored, CodeArray]:
         assert self._times is not None
         assert self._scores is not None
         assert self._head is not None
@@ -137,7 +143,7 @@ class _AtMoments:
     histories: Histories
     moments: IntArray
     """[B]"""
-    scores: FloatArray
+    scores: Stored
     """[T, I]"""
     head: CodeArray
     """[T, H] the best items of each moment, −1 behind."""
@@ -148,7 +154,8 @@ class _AtMoments:
             seen, head = self.histories.row(row), self.head[moment]
             best = head[(head >= 0) & ~np.isin(head, seen)][:k]
             if len(best) < k and len(head) < self.scores.shape[1] and head[-1] >= 0:
-                alone, all_scores = self.histories.slice(row, row + 1), self.scores[moment][None]
+                alone = self.histories.slice(row, row + 1)
+                all_scores = self.scores[moment][None].astype(np.float32)
                 best = top_of_dense(all_scores, alone, k)[0][0]
                 best = best[best >= 0]
             items[row, : len(best)] = best

@@ -23,7 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.progress import bar
-from fusionrec.retrieval.index import Stored, VectorIndex, build, load
+from fusionrec.retrieval.index import VectorIndex, build, load
+from fusionrec.retrieval.rows import Stored
 from fusionrec.sources.answers import Nearest
 from fusionrec.sources.blas import one_thread
 from fusionrec.sources.protocol import Ranked, TrainingData

@@ -49,6 +49,9 @@ class EmbedConfig(JobConfig):
     """Newest items that make the text of a history; by default the encoder's own."""
     max_tokens: int | None = Field(default=None, ge=8)
     """Tokens read of a text; by default the encoder's own."""
+    dimensions: int | None = Field(default=None, ge=1)
+    """Keep the first so many of a vector: for encoders fine-tuned with the same --dimensions; by
+    default the encoder's own."""
     batch_size: int = Field(default=64, ge=1)
     """Texts in one pass of the model."""
     num_workers: int = Field(default=1, ge=1)
@@ -64,11 +67,12 @@ def embed(config: EmbedConfig) -> npt.NDArray[np.float32]:
 
     Raises:
         DataError: the directory has no catalogue, or the catalogue has no text.
-        ModelError: the encoder cannot be had.
+        ModelError: the encoder cannot be had, or has fewer dimensions.
     """
     catalogue = _catalogue(config.pipeline)
     encoder = Encoder.load(config.encoder, revision=config.revision, device="cpu")
-    changes = {"history_items": config.history_items, "max_tokens": config.max_tokens}
+    names = ("history_items", "max_tokens", "dimensions")
+    changes = {name: getattr(config, name) for name in names}
     settings = encoder.config.model_copy(update={k: v for k, v in changes.items() if v is not None})
     encoder = Encoder(encoder.model, encoder.tokenizer, settings)
     new_encoder = config.pipeline / ".encoder.partial"

@@ -139,12 +139,12 @@ def _choose(pipeline: Pipeline, directory: Path, cases: Cases, models: list[str]
 
 def _reload(pipeline: Pipeline, directory: Path, model: str, precision: Precision) -> None:
     from fusionrec.language.encoder import Encoder
-    from fusionrec.language.reranker import Reranker
+    from fusionrec.language.rankers import load_reranker
 
     if model == "encoder":
         pipeline.encoder = Encoder.load(directory / model, precision=precision, frozen=True)
     else:
-        pipeline.reranker = Reranker.load(directory / model, precision=precision, frozen=True)
+        pipeline.reranker = load_reranker(directory / model, precision=precision, frozen=True)
 
 
 def _measure(pipeline: Pipeline, cases: Cases, name: str) -> Served:

@@ -42,6 +42,18 @@ def test_texts_are_cut_at_max_tokens(encoder: Encoder):
     np.testing.assert_array_equal(encoder.encode(["war " * 200]), encoder.encode(["war " * 300]))
 
 
+def test_the_beginning_of_a_vector_is_a_vector(encoder: Encoder, tmp_path: Path):
+    settings = encoder.config.model_copy(update={"dimensions": 8})
+    Encoder(encoder.model, encoder.tokenizer, settings).save(tmp_path)
+    short = Encoder.load(tmp_path, device="cpu")
+    assert short.dimension == 8
+    expected = encoder.encode(TEXTS)[:, :8]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True).clip(1e-9)
+    np.testing.assert_allclose(short.encode(TEXTS), expected, atol=1e-6)
+    with pytest.raises(ModelError, match="set it to 32 or less"):
+        Encoder(encoder.model, encoder.tokenizer, settings.model_copy(update={"dimensions": 33}))
+
+
 def test_no_texts(encoder: Encoder):
     assert encoder.encode([]).shape == (0, 32)
     assert encoder.encode(["", " "]).tolist() == np.zeros((2, 32)).tolist()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,12 +53,6 @@ def test_negatives_are_unseen_and_in_order():
     assert with_negatives.negatives.tolist() == [[7, 6], [7, 2], [6, 5]]
 
 
-def test_seen_by():
-    examples = make()
-    table = examples.seen_by(np.array([0, 3]), np.array([1, 9, 7], np.int32))
-    assert table.tolist() == [[True, False, False], [False, True, False]]
-
-
 def test_round_trip(tmp_path):
     examples = make().with_negatives(np.full((4, 3), 7, np.int32), 2)
     examples.save(tmp_path)
@@ -64,3 +60,14 @@ def test_round_trip(tmp_path):
     assert again.fingerprint == examples.fingerprint
     assert again.histories.row(1).tolist() == examples.histories.row(1).tolist()
     assert again.fingerprint != make().fingerprint
+
+
+def test_what_stands_beside_examples_goes_with_them(tmp_path):
+    ratings = np.arange(4, dtype=np.float32)
+    rated = dataclasses.replace(make(), ratings=ratings, expected=ratings + 1)
+    assert rated.fingerprint != make().fingerprint
+    taken = rated.take(np.array([3, 1]))
+    assert taken.ratings.tolist() == [3.0, 1.0]
+    assert taken.scores is None
+    rated.save(tmp_path)
+    assert Examples.load(tmp_path).expected.tolist() == [1.0, 2.0, 3.0, 4.0]

@@ -59,10 +59,15 @@ class EncoderConfig(Config):
     """How the token states become one vector: their mean, or the state of the first token."""
     history_items: int = Field(default=5, ge=1)
     """Newest items that make the text of a history."""
+    dimensions: int | None = Field(default=None, ge=1)
+    """Of a vector only the first so many, where the model was trained for it; by default all."""
 
 
 def vectors(
-    model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], pooling: Pooling
+    model: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    pooling: Pooling,
+    dimensions: int | None = None,
 ) -> torch.Tensor:
     """[B, D] L2-normalised float32 vectors of B tokenised texts, with gradients where enabled.
 
@@ -73,6 +78,7 @@ def vectors(
         model: a transformer whose output has ``last_hidden_state`` [B, L, D].
         inputs: ``input_ids`` and ``attention_mask``, both [B, L], and what else the model takes.
         pooling: see :class:`EncoderConfig`.
+        dimensions: D, less than the model's own where the beginnings of its vectors are vectors.
     """
     hidden = model(**inputs).last_hidden_state.float()
     if pooling == "cls":
@@ -80,7 +86,7 @@ def vectors(
     else:
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-    return torch.nn.functional.normalize(pooled, dim=-1)
+    return torch.nn.functional.normalize(pooled[:, :dimensions], dim=-1)
 
 
 class Encoder:
@@ -97,9 +103,14 @@ class Encoder:
         """Wrap a model loaded in ``precision``; it is moved to ``device`` (default: left there).
 
         Raises:
-            ModelError: the model has fewer positions than ``config.max_tokens``.
+            ModelError: the model has fewer positions than ``config.max_tokens``, or dimensions.
         """
         check_max_tokens(model, config.max_tokens, config.model)
+        if config.dimensions is not None and config.dimensions > model.config.hidden_size:
+            raise ModelError(
+                f"dimensions = {config.dimensions} is more than the {model.config.hidden_size} of "
+                f"model {config.model}; set it to {model.config.hidden_size} or less"
+            )
         self.model = model if device is None else model.to(device)
         self.tokenizer = tokenizer
         self.config = config
@@ -143,7 +154,7 @@ class Encoder:
     @property
     def dimension(self) -> int:
         """D."""
-        return int(self.model.config.hidden_size)
+        return self.config.dimensions or int(self.model.config.hidden_size)
 
     def inputs(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Tokenised ``texts`` as [B, L] tensors on the CPU: what :func:`vectors` takes."""
@@ -167,7 +178,7 @@ class Encoder:
         save_pretrained(self.model, self.tokenizer, directory, self.config)
 
     def _vectors(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return vectors(self.model, inputs, self.config.pooling)
+        return vectors(self.model, inputs, self.config.pooling, self.config.dimensions)
 
 
 def _published(folder: Path, model: str, revision: str | None) -> EncoderConfig:

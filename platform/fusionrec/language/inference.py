@@ -105,7 +105,7 @@ def infer(
     # Longest first: a batch that does not fit into memory fails at once.
     order = np.argsort([-len(row["input_ids"]) for row in rows], kind="stable")
     results = []
-    with _inference(model, precision):
+    with inference(model, precision):
         for start in range(0, len(order), batch_size):
             inputs = pad(tokenizer, [rows[row] for row in order[start : start + batch_size]])
             on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}
@@ -116,7 +116,7 @@ def infer(
 
 
 @contextmanager
-def _inference(model: Any, precision: Precision) -> Iterator[None]:
+def inference(model: Any, precision: Precision) -> Iterator[None]:
     """No gradients, no dropout; with ``auto``, autocast to bf16 on a GPU that has it.
 
     The weights stay as they are, so that a model is saved in the precision it was loaded in.

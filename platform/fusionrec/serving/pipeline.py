@@ -42,7 +42,7 @@ from fusionrec.sources.protocol import Source
 if TYPE_CHECKING:
     from fusionrec.fusion.lambdarank import LambdaRank
     from fusionrec.language.encoder import Encoder
-    from fusionrec.language.reranker import Reranker
+    from fusionrec.language.rankers import AnyReranker
 
 
 class Stage(StrEnum):
@@ -82,7 +82,7 @@ class Pipeline:
         sources: list[Source],
         fusion: Fusion,
         encoder: Encoder | None = None,
-        reranker: Reranker | None = None,
+        reranker: AnyReranker | None = None,
         item_vectors: FloatArray | None = None,
         learned: LambdaRank | None = None,
         diversity: Diversity | None = None,
@@ -230,10 +230,10 @@ def _encoder(folder: Path, precision: Precision) -> Encoder:
     return Encoder.load(folder, precision=precision, frozen=True)
 
 
-def _reranker(folder: Path, precision: Precision) -> Reranker:
-    from fusionrec.language.reranker import Reranker
+def _reranker(folder: Path, precision: Precision) -> AnyReranker:
+    from fusionrec.language.rankers import load_reranker
 
-    return Reranker.load(folder, precision=precision, frozen=True)
+    return load_reranker(folder, precision=precision, frozen=True)
 
 
 def _fusion(directory: Path, config: PipelineConfig) -> Fusion:

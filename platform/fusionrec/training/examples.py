@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from fusionrec.data.histories import BoolArray, CodeArray, Histories, IntArray
+from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
 from fusionrec.errors import TrainingError
 
 _FILE = "examples.safetensors"
@@ -35,6 +35,12 @@ class Examples:
     """[U] every training item of each user: none of them is a negative."""
     negatives: CodeArray
     """[P, M] items that the user never had; −1 behind where there are fewer; M may be 0."""
+    scores: FloatArray | None = None
+    """[P, 1+M] a teacher's scores of the positive and the negatives; 0 where there is no item."""
+    ratings: FloatArray | None = None
+    """[P] what the user gave the positive."""
+    expected: FloatArray | None = None
+    """[P] what could be expected without reading a text, in the unit of the ratings."""
 
     def __len__(self) -> int:
         return len(self.positives)
@@ -89,12 +95,14 @@ class Examples:
 
     def take(self, indices: IntArray) -> Self:
         """The examples at ``indices``; ``seen`` stays whole."""
+        beside: dict[str, Any] = {n: self._optional(n)[indices] for n in self._present()}
         return replace(
             self,
             histories=self.histories.take(indices),
             positives=self.positives[indices],
             users=self.users[indices],
             negatives=self.negatives[indices],
+            **beside,
         )
 
     def with_negatives(self, candidates: CodeArray, count: int) -> Self:
@@ -111,13 +119,6 @@ class Examples:
         )
         with_any = replace(self, negatives=negatives.astype(np.int32))
         return with_any.take(np.flatnonzero((negatives >= 0).any(axis=1)))
-
-    def seen_by(self, users: IntArray, items: CodeArray) -> BoolArray:
-        """[A, B] whether each of A users had each of B items."""
-        table = np.zeros((len(users), len(items)), dtype=np.bool_)
-        for row, user in enumerate(users):
-            table[row] = np.isin(items, self.seen.row(int(user)))
-        return table
 
     @property
     def fingerprint(self) -> str:
@@ -142,7 +143,8 @@ class Examples:
             Histories(*[arrays[f"{name}.{part}"] for part in _PARTS])
             for name in ("histories", "seen")
         )
-        return cls(histories, arrays["positives"], arrays["users"], seen, arrays["negatives"])
+        required = (histories, arrays["positives"], arrays["users"], seen, arrays["negatives"])
+        return cls(*required, **{name: arrays[name] for name in _OPTIONAL if name in arrays})
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {
@@ -150,12 +152,27 @@ class Examples:
             "users": self.users,
             "negatives": self.negatives,
         }
+        arrays |= {name: self._optional(name) for name in self._present()}
         for name, histories in (("histories", self.histories), ("seen", self.seen)):
             arrays |= {f"{name}.{part}": getattr(histories, part) for part in _PARTS}
         return arrays
 
+    def _present(self) -> list[str]:
+        return [name for name in _OPTIONAL if getattr(self, name) is not None]
 
+    def _optional(self, name: str) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = getattr(self, name)
+        return array
+
+
+_OPTIONAL = ("scores", "ratings", "expected")
 _PARTS = ("items", "timestamps", "offsets")
+
+
+def lists(rows: Examples) -> tuple[CodeArray, BoolArray]:
+    """[B, C] codes of each example's list, the positive first, and which of them exist."""
+    codes: CodeArray = np.column_stack([rows.positives, rows.negatives]).astype(np.int32)
+    return codes, codes >= 0
 
 
 def _before(train: Histories, events: IntArray, places: IntArray) -> Histories:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional
 from torch import Tensor
+
+_all_gather: Any = torch.distributed.nn.functional.all_gather  # not typed
 
 
 def place() -> tuple[int, int]:
@@ -24,9 +29,7 @@ def own_first(tensor: Tensor) -> Tensor:
     if world == 1:
         return tensor
     if tensor.requires_grad:
-        from torch.distributed.nn.functional import all_gather
-
-        everyone = list(all_gather(tensor))
+        everyone = list(_all_gather(tensor))
     else:
         everyone = [torch.empty_like(tensor) for _ in range(world)]
         dist.all_gather(everyone, tensor.contiguous())

@@ -101,3 +101,22 @@ def shuffled(num_examples: int, batch_size: int, generator: np.random.Generator)
     if full == 0:
         return [order] if num_examples else []
     return list(order[: full * batch_size].reshape(full, batch_size))
+
+
+_DRAWS = 2**20
+
+
+def with_draws(
+    plan: list[IntArray], num_examples: int, generator: np.random.Generator
+) -> list[IntArray]:
+    """A plan whose positions carry a random number each: what an epoch makes of an example.
+
+    Positions become ``position + num_examples · number``, so that a mask or an order that is drawn
+    anew each epoch is the same again when a run is resumed.
+    """
+    return [batch + num_examples * generator.integers(0, _DRAWS, len(batch)) for batch in plan]
+
+
+def drawn(examples: IntArray, num_examples: int) -> tuple[IntArray, IntArray]:
+    """[B] positions, and [B] seeds that differ by example and epoch: of :func:`with_draws`."""
+    return examples % num_examples, examples

@@ -9,7 +9,12 @@ from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.language.models import resolve
 from fusionrec.training.examples import Examples
+from fusionrec.training.objectives.decoder import DecoderSettings, DecoderTask
+from fusionrec.training.objectives.distillation import DistillationSettings, DistillationTask
 from fusionrec.training.objectives.encoder import EncoderSettings, EncoderTask
+from fusionrec.training.objectives.multitask import MultiTask, MultiTaskSettings
+from fusionrec.training.objectives.pretraining import PretrainingSettings, PretrainingTask
+from fusionrec.training.objectives.rating import RatingSettings, RatingTask
 from fusionrec.training.objectives.reranker import RerankerSettings, RerankerTask
 from fusionrec.training.objectives.settings import TaskSettings
 from fusionrec.training.task import Task
@@ -22,12 +27,17 @@ class Objective(NamedTuple):
 
     settings: type[TaskSettings]
     task: Any
-    """Of settings, catalogue and examples; a Task."""
+    """Of settings, catalogue, and examples where the settings need any; a Task."""
 
 
 OBJECTIVES = {
     "encoder": Objective(EncoderSettings, EncoderTask),
     "reranker": Objective(RerankerSettings, RerankerTask),
+    "decoder": Objective(DecoderSettings, DecoderTask),
+    "pretraining": Objective(PretrainingSettings, PretrainingTask),
+    "rating": Objective(RatingSettings, RatingTask),
+    "distillation": Objective(DistillationSettings, DistillationTask),
+    "multi-task": Objective(MultiTaskSettings, MultiTask),
 }
 """By the name that jobs.finetune --task knows."""
 
@@ -41,11 +51,16 @@ def save_task(
     name: str,
     settings: TaskSettings,
     catalogue: Catalogue,
-    examples: Examples,
+    examples: Examples | None,
     directory: Path,
 ) -> None:
-    """Leave in ``directory`` all that a worker needs to make the task; the JSON comes last."""
-    examples.save(directory)
+    """Leave in ``directory`` all that a worker needs to make the task; the JSON comes last.
+
+    ``examples`` is None where the objective reads only the catalogue.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if examples is not None:
+        examples.save(directory)
     catalogue.save(directory / "catalogue.parquet")
     if Path(settings.encoder).expanduser().is_dir():  # workers run in another folder
         settings = settings.model_copy(update={"encoder": str(resolve(settings.encoder))})
@@ -57,9 +72,8 @@ def load_task(directory: Path) -> Task:
     """The inverse of :func:`save_task`."""
     stored = _Stored.model_validate_json((directory / "task.json").read_bytes())
     objective = OBJECTIVES[stored.name]
-    task: Task = objective.task(
-        objective.settings.model_validate(stored.settings),
-        Catalogue.load(directory / "catalogue.parquet"),
-        Examples.load(directory),
-    )
+    settings = objective.settings.model_validate(stored.settings)
+    catalogue = Catalogue.load(directory / "catalogue.parquet")
+    examples = Examples.load(directory) if settings.needs else None
+    task: Task = objective.task(settings, catalogue, examples)
     return task

@@ -39,7 +39,7 @@ from fusionrec.data.text import history_texts, item_text, item_texts
 from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import Encoder, vectors
 from fusionrec.language.inference import pad, tokenize
-from fusionrec.training.examples import Examples
+from fusionrec.training.examples import Examples, lists
 from fusionrec.training.gather import own_first
 from fusionrec.training.losses.info_nce import info_nce
 from fusionrec.training.mining import encode_all, load_mined, mine, save_mined
@@ -63,7 +63,7 @@ class EncoderSettings(HistorySettings):
     """Texts whose activations are held at a time (encoder): less memory for a third more time; by
     default all of the batch."""
     dimensions: tuple[int, ...] = ()
-    """Matryoshka: the first so many dimensions are trained to be a vector by themselves (encoder)."""
+    """Matryoshka: the first so many dimensions are trained to be a vector as well (encoder)."""
     mined_negatives: int = Field(0, ge=0)
     """Hard negatives of an example that the current model finds (encoder); 0: only the batch's."""
     mine_every: int = Field(100, ge=1)
@@ -95,11 +95,12 @@ class EncoderTask:
             ConfigError: a Matryoshka dimension is larger than the model's.
         """
         found = Encoder.load(self._settings.encoder, revision=self._settings.revision, device="cpu")
+        size = found.model.config.hidden_size
         for dimension in self._settings.dimensions:
-            if not 0 < dimension < found.dimension:
+            if not 0 < dimension < size:
                 raise ConfigError(
                     f"setting dimensions = {dimension} is wrong: {self._settings.encoder} has "
-                    f"{found.dimension} dimensions; set --dimensions to less, and above 0"
+                    f"{size} dimensions; set --dimensions to less, and above 0"
                 )
         # Not the encoder itself: the engine alone decides how many copies of the weights there are.
         self._tokenizer = found.tokenizer
@@ -117,8 +118,8 @@ class EncoderTask:
         codes = np.concatenate([rows.positives, self._mined[examples].ravel()])
         had = [np.unique(self._examples.seen.row(int(user))) for user in rows.users]
         seen = np.full((len(had), max(map(len, had))), _NOBODY, dtype=np.int64)
-        for row, items in enumerate(had):
-            seen[row, : len(items)] = items
+        for row, own in enumerate(had):
+            seen[row, : len(own)] = own
         batch = {"codes": torch.from_numpy(codes.astype(np.int64)), "seen": torch.from_numpy(seen)}
         items = [item_text(self._catalogue, int(code)) for code in codes]
         for name, texts in (("history", self._histories(rows)), ("item", items)):
@@ -148,12 +149,30 @@ class EncoderTask:
         ]
         return torch.stack(losses).mean()
 
+    def lists(self, examples: IntArray) -> Batch:
+        """Tokens of B histories and of each one's list of items, and which of [B, C] exist."""
+        rows = self._examples.take(examples)
+        codes, exists = lists(rows)
+        items = [item_text(self._catalogue, int(code)) for code in codes[exists]]
+        tokens = named("item", self._tokens(items))
+        tokens |= named("history", self._tokens(self._histories(rows)))
+        return tokens | {"exists": torch.from_numpy(exists)}
+
+    def scores(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """[B, C] cosines over the temperature of each history with its own list; 0 beyond it."""
+        exists = batch["exists"]
+        histories = self._vectors(model, part(batch, "history"))
+        items = self._vectors(model, part(batch, "item"))
+        owners = exists.nonzero()[:, 0]
+        cosines = (histories[owners] * items).sum(dim=1) / self._settings.temperature
+        return torch.zeros(exists.shape, device=cosines.device).masked_scatter(exists, cosines)
+
     def describe(self, examples: IntArray) -> list[dict[str, Any]]:
         """The texts."""
         rows = self._examples.take(examples)
         return [
             {"example": int(example), "history": history, "item": item}
-            | ({"mined": [item_text(self._catalogue, int(c)) for c in mined]} if len(mined) else {})
+            | {"mined": [item_text(self._catalogue, int(c)) for c in mined if c >= 0]}
             for example, history, item, mined in zip(
                 examples,
                 self._histories(rows),

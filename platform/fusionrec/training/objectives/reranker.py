@@ -18,15 +18,22 @@ import torch
 from torch import Tensor
 
 from fusionrec.data.catalogue import Catalogue
-from fusionrec.data.histories import BoolArray, CodeArray, IntArray
+from fusionrec.data.histories import IntArray
 from fusionrec.data.text import history_texts, item_text
 from fusionrec.language.inference import pad, tokenize
 from fusionrec.language.reranker import Reranker
-from fusionrec.training.examples import Examples
+from fusionrec.training.examples import Examples, lists
 from fusionrec.training.losses.listwise import listwise_softmax
 from fusionrec.training.losses.pairwise import pairwise_logistic
 from fusionrec.training.losses.pointwise import pointwise_logistic
-from fusionrec.training.objectives.settings import HEAD, HistorySettings, identity, named, part
+from fusionrec.training.objectives.settings import (
+    HEAD,
+    HistorySettings,
+    Need,
+    identity,
+    named,
+    part,
+)
 from fusionrec.training.task import Batch, shuffled
 
 
@@ -44,6 +51,11 @@ class RerankerSettings(HistorySettings):
     ranking_loss: RankingLoss = RankingLoss.LISTWISE
     """listwise: softmax over the list; pairwise: each negative below the positive; pointwise: each
     candidate by itself (reranker)."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Lists of candidates."""
+        return frozenset({Need.HISTORIES, Need.NEGATIVES})
 
 
 class RerankerTask:
@@ -92,6 +104,10 @@ class RerankerTask:
         pairs = pad(self._tokenizer, rows_of_tokens)
         return named("pair", pairs) | {"exists": torch.from_numpy(exists)}
 
+    def lists(self, examples: IntArray) -> Batch:
+        """What :meth:`scores` reads: here the whole batch."""
+        return self.batch(examples)
+
     def scores(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """[B, C] logits; 0 where there is no candidate."""
         exists = batch["exists"]
@@ -109,12 +125,6 @@ class RerankerTask:
     def save(self, model: torch.nn.Module, directory: Path) -> None:
         """What ``Reranker.load`` reads."""
         Reranker(model, self._tokenizer, self._config).save(directory)
-
-
-def lists(rows: Examples) -> tuple[CodeArray, BoolArray]:
-    """[B, C] codes of each example's list, the positive first, and which of them exist."""
-    codes: CodeArray = np.column_stack([rows.positives, rows.negatives]).astype(np.int32)
-    return codes, codes >= 0
 
 
 def ranking_loss(kind: RankingLoss, scores: Tensor, exists: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
@@ -15,6 +16,15 @@ HEAD = ("classifier", "score", "pre_classifier", "pooler")
 """How architectures call what stands on top of the transformer of a classifier."""
 
 
+class Need(StrEnum):
+    """What an objective is trained on besides the catalogue's texts."""
+
+    HISTORIES = "histories"
+    NEGATIVES = "negatives"
+    RATINGS = "ratings"
+    TEACHER = "teacher"
+
+
 class TaskSettings(Config):
     """What is trained, whatever for."""
 
@@ -26,12 +36,22 @@ class TaskSettings(Config):
     """Tokens that are read of a text (encoder, pretraining), of a pair of texts (reranker, rating)
     or of a prompt (decoder), in training and ever after."""
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Nothing but the texts."""
+        return frozenset()
+
 
 class HistorySettings(TaskSettings):
     """What is read of a history."""
 
     history_items: int = Field(5, ge=1)
     """Newest items that make the text of a history."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Histories and what came next."""
+        return frozenset({Need.HISTORIES})
 
     @property
     def limits(self) -> dict[str, int]:

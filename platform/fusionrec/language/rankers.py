@@ -1,0 +1,29 @@
+"""Whichever reranker a folder holds: a cross-encoder or a decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+from fusionrec.language.decoder import DecoderConfig, DecoderReranker
+from fusionrec.language.models import resolve, settings_name
+from fusionrec.language.precision import Precision
+from fusionrec.language.reranker import Reranker
+
+AnyReranker: TypeAlias = Reranker | DecoderReranker
+
+
+def load_reranker(
+    model: str | Path, *, precision: Precision = Precision.AUTO, frozen: bool = False
+) -> AnyReranker:
+    """Load what ``jobs.finetune --task reranker`` or ``--task decoder`` left.
+
+    ``frozen`` cross-encoders can be neither trained nor saved, and answer faster.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded.
+    """
+    folder = resolve(model)
+    if (folder / settings_name(DecoderConfig)).is_file():
+        return DecoderReranker.load(folder, precision=precision)
+    return Reranker.load(folder, precision=precision, frozen=frozen)

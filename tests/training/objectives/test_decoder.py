@@ -1,0 +1,125 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fusionrec.errors import ConfigError, ModelError
+from fusionrec.language.decoder import DecoderReranker, Prompt, answer_logits
+from fusionrec.language.rankers import load_reranker
+from fusionrec.language.reranker import Reranker
+from fusionrec.training.objectives.decoder import DecoderSettings, DecoderTask
+from fusionrec.training.task import drawn
+
+
+@pytest.fixture
+def make(tiny_decoder, catalogue, examples):
+    def build(prompt: Prompt) -> tuple[DecoderTask, torch.nn.Module]:
+        settings = DecoderSettings(encoder=str(tiny_decoder), max_tokens=96, prompt=prompt)
+        task = DecoderTask(settings, catalogue, examples)
+        return task, task.build_model()
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"), [(Prompt.LETTERS, math.log(3)), (Prompt.YES_NO, math.log(2))]
+)
+def test_equal_logits_cost_what_chance_does(make, prompt, expected):
+    task, model = make(prompt)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    loss = task.loss(model, task.batch(np.arange(8)))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_answer_is_the_letter_of_what_came_next(make, catalogue, examples):
+    task, _ = make(Prompt.LETTERS)
+    (batch,) = task.plan(8, np.random.default_rng(0))
+    tensors = task.batch(batch)
+    decode = task._prompts.tokenizer.decode
+    rows = drawn(batch, 8)[0]
+    for row, ids, answer in zip(rows, tensors["prompt.input_ids"], tensors["answer"], strict=True):
+        text = decode(ids)
+        letters = text.split("next ?")[1]
+        line = letters.split(" ABC"[answer + 1] + " .")[1].split(" .")[0].strip()
+        assert catalogue.titles[examples.positives[row]] in line
+    # Each epoch has an order of its own, and the same epoch always the same.
+    again = task.plan(8, np.random.default_rng(0))[0]
+    assert torch.equal(task.batch(again)["answer"], tensors["answer"])
+    orders = [
+        task.batch(np.sort(task.plan(8, np.random.default_rng(seed))[0] % 8 + 8 * seed))["answer"]
+        for seed in range(4)
+    ]
+    assert len({tuple(order.tolist()) for order in orders}) > 1
+
+
+def test_more_candidates_than_letters(tiny_decoder, catalogue, examples):
+    many = examples.with_negatives(np.tile(examples.negatives, (1, 13)), 26)
+    with pytest.raises(ConfigError, match="--num-negatives 25"):
+        DecoderTask(DecoderSettings(encoder=str(tiny_decoder)), catalogue, many)
+
+
+@pytest.mark.parametrize("prompt", Prompt)
+def test_the_saved_model_scores_as_in_training(make, prompt, tmp_path):
+    task, model = make(prompt)
+    task.save(model, tmp_path)
+    loaded = DecoderReranker.load(tmp_path, device="cpu")
+    assert loaded.config.prompt is prompt
+    history, items = "night music (music).", ["the love. film.", "space.", "war in space. film."]
+    (scores,) = loaded.score([history], [items])
+    prompts = loaded.prompts
+    rows = (
+        [prompts.letters(history, items)]
+        if prompt is Prompt.LETTERS
+        else [prompts.yes_no(history, item) for item in items]
+    )
+    inputs = prompts.tokenizer.pad(rows, return_tensors="pt")
+    with torch.inference_mode():
+        logits = answer_logits(loaded.model, inputs, prompts.answers)
+    expected = logits[0, :3] if prompt is Prompt.LETTERS else logits[:, 0] - logits[:, 1]
+    torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_do_not_depend_on_the_batch_or_the_padding(make):
+    for prompt in Prompt:
+        task, model = make(prompt)
+        reader = DecoderReranker(model.eval(), task._prompts.tokenizer, task._prompts.config)
+        items = ["the love", "war in space night music", "space"]
+        together = reader.score(["space", "the night music", " "], [items, items[:2], items])
+        alone = reader.score(["the night music"], [items[:2]], batch_size=1)
+        np.testing.assert_allclose(together[1], alone[0], rtol=1e-4, atol=1e-5)
+        assert together[2].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_averaged_over_all_rotations_the_first_place_has_no_privilege(make):
+    task, model = make(Prompt.LETTERS)
+    config = task._prompts.config.model_copy(update={"orders": 3})
+    items = ["the love", "war in space", "night music"]
+    turned = [*items[1:], items[0]]
+    for each, agrees in ((config, True), (task._prompts.config, False)):
+        reader = DecoderReranker(model.eval(), task._prompts.tokenizer, each)
+        first, second = reader.score(["space", "space"], [items, turned])
+        assert np.allclose(np.roll(second, 1), first, rtol=1e-4, atol=1e-5) == agrees
+
+
+def test_long_texts_are_cut_to_the_prompt(make):
+    for prompt in Prompt:
+        prompts = make(prompt)[0]._prompts
+        long = "love " * 300
+        row = prompts.letters(long, [long] * 5) if prompt is Prompt.LETTERS else None
+        row = row or prompts.yes_no(long, long)
+        assert len(row["input_ids"]) <= 96
+        assert prompts.tokenizer.decode(row["input_ids"]).endswith("Answer :")
+
+
+def test_an_encoder_is_no_decoder(tiny_encoder):
+    with pytest.raises(ModelError, match="encoder"):
+        DecoderReranker.load(tiny_encoder, device="cpu")
+
+
+def test_a_pipeline_finds_out_which_reranker_it_has(make, tiny_encoder, tmp_path):
+    task, model = make(Prompt.LETTERS)
+    task.save(model, tmp_path / "decoder")
+    Reranker.load(tiny_encoder, device="cpu").save(tmp_path / "cross-encoder")
+    assert isinstance(load_reranker(tmp_path / "decoder"), DecoderReranker)
+    assert isinstance(load_reranker(tmp_path / "cross-encoder"), Reranker)

@@ -1,0 +1,84 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fusionrec.errors import TrainingError
+from fusionrec.language.encoder import Encoder
+from fusionrec.training.objectives.pretraining import PretrainingSettings, PretrainingTask
+
+
+@pytest.fixture
+def make(still_encoder, tiny_decoder, catalogue):
+    def build(kind: str, max_tokens: int = 12, **settings) -> PretrainingTask:
+        folder = {"encoder": still_encoder, "decoder": tiny_decoder}[kind]
+        chosen = PretrainingSettings(encoder=str(folder), max_tokens=max_tokens, **settings)
+        return PretrainingTask(chosen, catalogue)
+
+    return build
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_equal_logits_cost_the_logarithm_of_the_vocabulary(make, kind):
+    task = make(kind)
+    model = task.build_model()
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    loss = task.loss(model, task.batch(np.arange(2)))
+    assert loss.item() == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
+
+
+def test_blocks_are_the_joined_texts(make):
+    task = make("decoder", max_tokens=8)
+    batch = task.batch(np.arange(2))
+    assert torch.equal(batch["input_ids"], batch["labels"])
+    text = task._tokenizer.decode(batch["input_ids"][0])
+    assert text.startswith("the love . film . </s> war")
+
+
+def test_masks_hit_their_share_and_only_what_is_hit_is_guessed(make):
+    task = make("encoder", mask_share=0.5)
+    task._blocks = np.tile(np.arange(5, 69), (200, 1))  # letters and digits
+    seen, chosen = task._mask(task._blocks.ravel(), np.random.default_rng(0))
+    original = task._blocks.ravel()
+    mask = task._tokenizer.mask_token_id
+    assert chosen.mean() == pytest.approx(0.5, abs=0.02)
+    assert (seen[~chosen] == original[~chosen]).all()
+    assert (seen[chosen] == mask).mean() == pytest.approx(0.8, abs=0.02)
+    assert (seen[chosen] == original[chosen]).mean() == pytest.approx(0.1, abs=0.02)
+    batch = task.batch(np.array([3]))
+    guessed = batch["labels"] != -100
+    assert torch.equal(batch["labels"][guessed], torch.arange(5, 69)[guessed[0]])
+
+
+def test_masks_change_with_the_epoch_and_not_with_the_batch(make):
+    task = make("encoder", mask_share=0.5)
+    count = len(task._blocks)
+    same = [task.batch(np.array(rows))["input_ids"][0] for rows in ([1], [1, 0])]
+    assert torch.equal(*same)
+    assert not torch.equal(same[0], task.batch(np.array([1 + 7 * count]))["input_ids"][0])
+
+
+def test_special_tokens_are_never_guessed(make):
+    task = make("encoder", mask_share=0.99)
+    batch = task.batch(np.arange(len(task._blocks)))
+    separators = torch.from_numpy(task._blocks) == task._tokenizer.sep_token_id
+    assert separators.any()
+    assert (batch["labels"][separators] == -100).all()
+
+
+def test_the_encoder_starts_from_what_was_saved(make, tmp_path):
+    task = make("encoder")
+    model = task.build_model()
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.add_(1.0)
+    task.save(model, tmp_path)
+    loaded = Encoder.load(tmp_path, device="cpu")
+    weight = loaded.model.embeddings.word_embeddings.weight
+    assert torch.equal(weight, model.bert.embeddings.word_embeddings.weight)
+    assert loaded.config.pooling == "mean"
+
+
+def test_too_little_text(make):
+    with pytest.raises(TrainingError, match="--max-tokens"):
+        make("encoder", max_tokens=4096)

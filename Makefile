@@ -6,13 +6,13 @@ ONCE ?=# make quickstart ONCE=1: end after the answer
 QUICK ?=# make bench-serving QUICK=1, make chaos QUICK=1: try the harness, in minutes
 BIN := .venv/bin
 # load is a library; the others have targets of their own, or want to be told what to measure.
-BENCHMARKS = $(filter-out $(addprefix benchmarks/,load.py serving.py chaos.py models.py),$(wildcard benchmarks/[a-z]*.py))
+BENCHMARKS = $(filter-out $(addprefix benchmarks/,load.py serving.py chaos.py models.py ranking.py),$(wildcard benchmarks/[a-z]*.py))
 # The quickstart's bundle only where it is asked for: these two make one of their own.
 MEASURE = $(if $(filter-out 0 no false,$(QUICK)),--quick) \
   $(if $(filter-out file default undefined,$(origin BUNDLES)),--bundles "$(BUNDLES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check docs test browser screenshots bench bench-serving chaos serve
+.PHONY: help install quickstart check docs test browser screenshots bench bench-serving bench-ranking chaos serve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s%s\n", $$1, $$2}' Makefile
@@ -55,6 +55,9 @@ bench: install ## the small benchmarks; each prints its figures
 
 bench-serving: install ## the endpoint beside its peers, an hour (QUICK=1: whether it works; BUNDLES=FOLDER)
 	@$(BIN)/python -m benchmarks.serving $(MEASURE)
+
+bench-ranking: install ## every source, fusion and peer on DATA=FOLDER, from raw files, with intervals
+	@$(BIN)/python -m benchmarks.ranking --data "$(or $(DATA),$(error make bench-ranking needs DATA=FOLDER))"
 
 chaos: install ## faults under load: what users notice (QUICK=1, BUNDLES=FOLDER)
 	@$(BIN)/python -m benchmarks.chaos $(MEASURE)

@@ -69,20 +69,24 @@ class Split:
         return np.bincount(self.train.items, minlength=self.num_items)
 
 
-def split(dataset: Dataset, protocol: Protocol = Protocol.LEAVE_ONE_OUT) -> Split:
-    """Split ``dataset``.
+def split(
+    dataset: Dataset,
+    protocol: Protocol = Protocol.LEAVE_ONE_OUT,
+    events: Events | None = None,
+) -> Split:
+    """Split ``dataset``; of its ``events``, where they are given, in their order.
 
     Raises:
         DataError: a global time split of data without times, or a data set too small to split.
     """
     if protocol is Protocol.LEAVE_ONE_OUT:
-        return _leave_one_out(dataset.events, dataset.info.num_items)
+        return _leave_one_out(events or dataset.events, dataset.info.num_items)
     if not dataset.info.has_timestamps:
         raise DataError(
             f"data set {dataset.info.name} has an order of events but no timestamps, so it cannot "
             "be split by global time; use --protocol leave-one-out"
         )
-    return _global_time(dataset.events, dataset.info.num_items)
+    return _global_time(events or dataset.events, dataset.info.num_items)
 
 
 def _grouped(events: Events, keep: npt.NDArray[np.bool_]) -> Histories:

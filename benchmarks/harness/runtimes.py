@@ -13,6 +13,7 @@ import torch
 
 from fusionrec.data.histories import FloatArray
 from fusionrec.language.encoder import vectors
+from fusionrec.language.packing import pack
 
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
 Forward: TypeAlias = Callable[[Inputs], FloatArray]
@@ -74,6 +75,11 @@ def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[]
     def compiled(dtype: torch.dtype) -> Forward:
         return forward_of(torch.compile(make().to(dtype), dynamic=True))  # type: ignore[arg-type]
 
+    def packed() -> Forward:
+        module = make().to(torch.bfloat16)
+        pack(module)
+        return forward_of(module)
+
     def dynamic_int8() -> Forward:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -83,6 +89,7 @@ def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[]
     return {
         "torch fp32": lambda: forward_of(make()),
         "torch bf16": lambda: forward_of(make().to(torch.bfloat16)),
+        "torch bf16, packed": packed,
         "torch int8, dynamic": dynamic_int8,
         "torch.compile fp32": lambda: compiled(torch.float32),
         "torch.compile bf16": lambda: compiled(torch.bfloat16),

@@ -144,6 +144,7 @@ def test_the_fields_of_a_request_are_those_of_the_schema():
     [
         *(bad(status) for status in (429, 500, 502, 503, 504)),
         httpx.Response(500, text="Internal Server Error"),
+        httpx.Response(404, text="a proxy without routes"),
         httpx.ConnectError("refused"),
         httpx.ConnectTimeout(""),
         httpx.RemoteProtocolError("dropped"),
@@ -251,7 +252,7 @@ def test_a_key_that_is_not_admitted(ask: Any, status: int):
 @pytest.mark.parametrize(
     "outcome",
     [
-        httpx.Response(404, text="nothing here"),
+        httpx.Response(404, text="nothing here", headers={"x-content-type-options": "nosniff"}),
         httpx.Response(301, headers={"location": "/elsewhere"}),
         httpx.Response(422, json={"detail": "another service's error"}),
         httpx.Response(200, text="<html>"),

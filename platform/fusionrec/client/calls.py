@@ -44,7 +44,8 @@ from fusionrec.serving.schemas import (
 )
 
 TIMEOUT_S = 10.0
-RETRIES = 5
+RETRIES = 10
+"""Enough for a proxy that comes back after five seconds; `timeout_s` ends a call before that."""
 CONNECT_TIMEOUT_S = 2.0
 """A machine that is gone does not refuse a connection, it says nothing."""
 BACKOFF_S = 0.1
@@ -53,6 +54,8 @@ MAX_BACKOFF_S = 2.0
 MIN_LEFT_S = 0.001
 _UNREACHABLE = (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError)
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
+_OWN_HEADER = "x-content-type-options"
+"""On every answer of an endpoint, but on none of a proxy that does not know its routes yet."""
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -183,7 +186,7 @@ class Settings:
         status = outcome.status_code
         detail = _detail(outcome)
         reason = "; ".join(detail.values()) or outcome.reason_phrase
-        if status in _TRANSIENT:
+        if status in _TRANSIENT or (status == 404 and _OWN_HEADER not in outcome.headers):
             return Unavailable(
                 f"{self.url} answered {status} ({reason}){times}: try again later",
                 _retry_after_s(outcome.headers.get("retry-after", "")),

@@ -7,8 +7,9 @@
     ├── DataError          raw files or a data set cannot be used
     ├── ModelError         a language model cannot be found, loaded or used
     ├── TrainingError      a fine-tuning run cannot go on
-    │   ├── NonFiniteLoss  the loss became NaN or infinite
-    │   └── CheckpointNotWritten  a worker could not write its part of a checkpoint
+    │   ├── NonFiniteLoss  the loss or the gradient became NaN or infinite
+    │   ├── CheckpointNotWritten  a worker could not write its part of a checkpoint
+    │   └── Preempted      a run was told to stop, and left a checkpoint
     ├── BundleError        a bundle cannot be published, promoted or loaded
     │   └── BundleCorrupt  a bundle's files are not the ones its manifest lists
     ├── ServingError       the endpoint cannot be started
@@ -43,11 +44,15 @@ class TrainingError(FusionRecError):
 
 
 class NonFiniteLoss(TrainingError):
-    """The loss became NaN or infinite."""
+    """The loss or the gradient became NaN or infinite."""
 
 
 class CheckpointNotWritten(TrainingError):
-    """A worker could not write its part of a checkpoint; the other workers do not know yet."""
+    """A worker could not write its part of a checkpoint."""
+
+
+class Preempted(TrainingError):
+    """A run was told to stop (SIGTERM), and left a checkpoint of its last step."""
 
 
 class BundleError(FusionRecError):

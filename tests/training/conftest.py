@@ -11,12 +11,12 @@ RANK = Path(__file__).with_name("rank.py")
 
 
 class Workers:
-    """Runs scenarios (see rank.py) in two processes that talk gloo."""
+    """Runs scenarios (see rank.py) in processes, by default two, that talk gloo."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def run(self, *scenarios: dict, may_die: bool = False) -> list[dict]:
+    def run(self, *scenarios: dict, count: int = 2, may_die: bool = False) -> list[dict]:
         """The answers of rank 0; None for a scenario that ended in a kill."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -27,9 +27,13 @@ class Workers:
             scenario["answer"] = str(answers[-1])
         file = self.directory / f"scenarios-{port}.json"
         file.write_text(json.dumps(scenarios))
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        shared = {
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+        }
         shared |= {"MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        logs = [self.directory / f"log-{port}-{rank}.txt" for rank in range(2)]
+        logs = [self.directory / f"log-{port}-{rank}.txt" for rank in range(count)]
         processes = []
         for rank, log in enumerate(logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -43,12 +47,12 @@ class Workers:
                     )
                 )
         try:
-            # Rank 1 is the one that is killed; its peer may wait for it for minutes.
-            status = processes[1].wait(timeout=400)
+            # The last is the one that is killed; its peer may wait for it for minutes.
+            status = processes[-1].wait(timeout=400)
             if may_die:
-                assert status == -9, logs[1].read_text()[-3000:]
+                assert status == -9, logs[-1].read_text()[-3000:]
                 return [None] * len(scenarios)
-            assert status == 0, logs[1].read_text()[-3000:]
+            assert status == 0, logs[-1].read_text()[-3000:]
             assert processes[0].wait(timeout=60) == 0, logs[0].read_text()[-3000:]
         finally:
             for process in processes:

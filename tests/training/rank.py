@@ -8,6 +8,7 @@ A process serves many scenarios: importing and starting DeepSpeed costs more tha
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -21,15 +22,19 @@ from fusionrec.errors import FusionRecError
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import prepare_process, train
 from fusionrec.training.task import shuffled
+from fusionrec.training.tasks import load_task
 
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """Pull a tiny BERT's first vector towards a fixed random direction."""
+    """Pull the beginning of a small BERT's first vector towards a fixed random direction."""
 
     model: str
     num_examples: int = 24
     bad_example: int | None = None
+    fault: str = "loss"  # of the bad example: its loss is NaN, its gradient is, or it jumps
+    tokens: int = 7
+    dropout: bool = True
 
     name = "toy"
     head = ()
@@ -39,25 +44,33 @@ class Toy:
         return {"model": self.model, "num_examples": self.num_examples}
 
     def build_model(self):
-        return AutoModel.from_pretrained(self.model, add_pooling_layer=False)
+        off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        changed = {} if self.dropout else off
+        return AutoModel.from_pretrained(self.model, add_pooling_layer=False, **changed)
 
     def plan(self, batch_size, generator):
         return shuffled(self.num_examples, batch_size, generator)
 
     def batch(self, examples):
-        tokens = np.stack([np.random.default_rng(int(e)).integers(5, 60, 7) for e in examples])
+        draw = [np.random.default_rng(int(e)).integers(5, 60, self.tokens) for e in examples]
         target = np.tile(np.random.default_rng(0).normal(size=32), (len(examples), 1))
-        target[examples == self.bad_example] = np.nan
+        bad = examples == self.bad_example
+        if self.fault != "gradient":
+            target[bad] = np.nan if self.fault == "loss" else 1e3
         return {
-            "input_ids": torch.from_numpy(tokens),
+            "input_ids": torch.from_numpy(np.stack(draw)),
             "target": torch.from_numpy(target.astype(np.float32)),
+            "root": torch.tensor(bad.any() and self.fault == "gradient"),
         }
 
     def loss(self, model, batch):
         # Twice through the model, as the encoder's task does.
         first = model(input_ids=batch["input_ids"]).last_hidden_state[:, 0]
         second = model(input_ids=batch["input_ids"][:, :4]).last_hidden_state[:, 0]
-        return ((first - batch["target"]) ** 2).mean() + ((second - 0.5) ** 2).mean()
+        loss = ((first[:, :32] - batch["target"]) ** 2).mean()
+        if batch["root"]:  # the root of zero: finite, but its derivative is not
+            loss = loss + (0.0 * second.sum()).sqrt()
+        return loss + ((second - 0.5) ** 2).mean()
 
     def describe(self, examples):
         return [{"example": int(e)} for e in examples]
@@ -67,7 +80,8 @@ class Toy:
 
 
 def run(scenario: dict) -> dict:
-    task = Toy(**scenario["task"])
+    folder = scenario["task"].get("folder")
+    task = load_task(Path(folder)) if folder else Toy(**scenario["task"])
     config = TrainingConfig(**scenario["config"])
     directory = Path(scenario["directory"])
     losses = []
@@ -76,13 +90,20 @@ def run(scenario: dict) -> dict:
         losses.append(report.loss)
         if report.step == scenario.get("kill_at") and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if report.step == scenario.get("terminate_at") and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if report.step == scenario.get("fill_disk_at") and dist.get_rank() == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         if report.step == scenario.get("leave_at"):
             raise InterruptedError
 
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         result = train(task, config, directory, on_report=on_report)
     except (FusionRecError, InterruptedError) as error:
         return {"error": type(error).__name__, "message": str(error), "losses": losses}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     return {"result": result.model_dump(mode="json"), "losses": losses}
 
 

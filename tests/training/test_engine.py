@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 SETTINGS = {"batch_size": 2, "epochs": 2, "learning_rate": 5e-3, "num_threads": 1}
 SETTINGS |= {"checkpoint_every": 4, "report_every": 1}
+SKIPPED = [(1, "loss"), (2, "gradient"), (3, "loss"), (3, "gradient")]
+RESIZED = [(1, "full"), (2, "lora"), (3, "full")]
 VARIANTS = [(stage, method) for stage in (1, 2, 3) for method in ("full", "lora")]
 
 
@@ -115,7 +117,32 @@ def faults(workers, runs, tiny_encoder):
         source, tiny_encoder, {"zero_stage": 1, "learning_rate": 0.5}
     )
     scenarios["again"] = scenario(source, tiny_encoder, {"zero_stage": 1})
-    scenarios["nan"] = scenario(stopped, tiny_encoder, {"accumulation": 2}, task={"bad_example": 3})
+    bad = {"bad_example": 3}
+    scenarios["nan"] = scenario(stopped, tiny_encoder, {"accumulation": 2}, task=bad)
+    for stage, fault in SKIPPED:
+        config = {"zero_stage": stage, "max_skipped_steps": 2}
+        name = f"skip {fault} {stage}"
+        task = bad | {"fault": fault}
+        scenarios[name] = scenario(workers.directory / name, tiny_encoder, config, task=task)
+    config = {"max_skipped_steps": 1}
+    task = bad | {"fault": "gradient"}
+    scenarios["gradient"] = scenario(workers.directory / "root", tiny_encoder, config, task=task)
+    config, task = {"epochs": 4, "learning_rate": 1e-4}, bad | {"fault": "spike"}
+    scenarios["spike"] = scenario(workers.directory / "spike", tiny_encoder, config, task=task)
+    for part in ("full disk", "after full disk"):
+        end = {"fill_disk_at": 5} if part == "full disk" else {}
+        directory = workers.directory / "full disk"
+        scenarios[part] = scenario(directory, tiny_encoder, {"zero_stage": 3}, **end)
+    for part in ("preempted", "after preempted"):
+        end = {"terminate_at": 5} if part == "preempted" else {}
+        scenarios[part] = scenario(workers.directory / "preempted", tiny_encoder, **end)
+    scenarios["layers again"] = scenario(
+        workers.directory / "layers again", tiny_encoder, {"activation_checkpointing": True}
+    )
+    lora = {"method": "lora", "zero_stage": 2, "accumulation": 2}
+    scenarios["same seed"] = scenario(workers.directory / "same seed", tiny_encoder, lora)
+    lora = lora | {"seed": 1}
+    scenarios["other seed"] = scenario(workers.directory / "other seed", tiny_encoder, lora)
     scenarios["few"] = scenario(stopped, tiny_encoder, task={"num_examples": 3})
     return dict(zip(scenarios, workers.run(*scenarios.values()), strict=True))
 
@@ -141,9 +168,122 @@ def test_nan_loss_names_step_and_batch(faults, workers):
     (saved,) = (workers.directory / "stopped").glob("non-finite-*.json")
     assert str(saved) in answer["message"]
     content = json.loads(saved.read_text())
-    assert {"example": 3} in content["examples"]
-    assert f"at step {content['step']}, batch {content['batch']}" in answer["message"]
+    (batch,) = content["batches"]
+    assert {"example": 3} in batch["examples"]
+    assert f"at step {content['step']}, batch {batch['batch']}" in answer["message"]
     assert len(answer["losses"]) == content["step"] - 1
+
+
+@pytest.mark.parametrize(("stage", "fault"), SKIPPED)
+def test_steps_that_are_not_finite_are_left_out(faults, workers, stage, fault):
+    """Twice, once in each epoch; all other steps train."""
+    answer = faults[f"skip {fault} {stage}"]
+    assert answer["result"]["skipped"] == 2
+    assert np.isfinite(answer["result"]["loss"])
+    losses = np.array(answer["losses"])
+    assert np.isnan(losses).sum() == (2 if fault == "loss" else 0)
+    finite = losses[np.isfinite(losses)]
+    assert finite[-3:].mean() < finite[:3].mean()
+    weights = load_file(Path(answer["result"]["model"]) / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    saved = sorted((workers.directory / f"skip {fault} {stage}").glob("non-finite-*.json"))
+    examples = [b["examples"] for path in saved for b in json.loads(path.read_text())["batches"]]
+    assert sum({"example": 3} in batch for batch in examples) == 2
+    assert len(examples) == (2 if fault == "loss" else 4)  # it may be any worker's gradient
+
+
+def test_gradient_that_is_not_finite_stops_when_no_more_may_be_left_out(faults):
+    answer = faults["gradient"]
+    assert answer["error"] == "NonFiniteLoss"
+    assert "the gradient became" in answer["message"]
+    assert "after 1 steps that were left out" in answer["message"]
+
+
+def test_spike_is_flagged_and_its_batch_saved(faults, workers):
+    saved = sorted((workers.directory / "spike").glob("spike-*.json"))
+    assert len(saved) == faults["spike"]["result"]["spikes"] >= 2  # not those among the first ten
+    for path in saved:
+        (batch,) = json.loads(path.read_text())["batches"]
+        assert {"example": 3} in batch["examples"]
+
+
+def test_full_disk_stops_all_workers_and_keeps_the_last_checkpoint(faults, runs):
+    """Rank 1 can write no more from step 5 on, when a checkpoint of step 4 is there."""
+    answer = faults["full disk"]
+    assert answer["error"] == "CheckpointNotWritten"
+    assert "worker 1" in answer["message"]
+    assert "step-00000008" in answer["message"]
+    again, whole = faults["after full disk"], runs[3, "full"][0]
+    assert again["losses"] == whole["losses"][4:]
+    assert again["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
+
+
+def test_sigterm_leaves_a_checkpoint(faults, runs, workers):
+    answer = faults["preempted"]
+    assert answer["error"] == "Preempted"
+    assert "checkpoint of step 6" in answer["message"]
+    again, whole = faults["after preempted"], runs[1, "full"][0]
+    assert again["losses"] == whole["losses"][6:]
+    assert again["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
+
+
+def test_computing_layers_again_changes_no_number(faults, runs):
+    assert faults["layers again"]["losses"] == runs[1, "full"][0]["losses"]
+
+
+def test_same_seed_gives_the_same_adapter(faults, runs):
+    whole, resumed = runs[2, "lora"]
+    same = faults["same seed"]["result"]["adapter_sha256"]
+    assert same == whole["result"]["adapter_sha256"] == resumed["result"]["adapter_sha256"]
+    assert same != faults["other seed"]["result"]["adapter_sha256"]
+    assert runs[1, "full"][0]["result"]["adapter_sha256"] is None
+    adapter = load_file(Path(whole["result"]["model"]).parent / "adapter.safetensors")
+    assert adapter
+    assert all("lora_" in name for name in adapter)
+
+
+@pytest.fixture(scope="module")
+def resized(workers, tiny_encoder):
+    """{variant: (losses of two workers all along; of two, then one, then two)}, a refusal.
+
+    Without dropout, which draws differently when the workers are others.
+    """
+    whole, first, second, third = {}, [], [], []
+    still = {"dropout": False}
+    for method in ("full", "lora"):
+        directory = workers.directory / f"{method}-still"
+        whole[method] = scenario(directory, tiny_encoder, {"method": method}, task=still)
+    for stage, method in RESIZED:
+        config = {"zero_stage": stage, "method": method}
+        directory = workers.directory / f"{stage}-{method}-resized"
+        alone = config | {"accumulation": 2}
+        # Checkpoints are there of steps 4 and 8.
+        first.append(scenario(directory, tiny_encoder, config, task=still, leave_at=5))
+        second.append(scenario(directory, tiny_encoder, alone, task=still, leave_at=9))
+        third.append(scenario(directory, tiny_encoder, config, task=still))
+    refused = scenario(Path(first[0]["directory"]), tiny_encoder, task=still)
+    answers = workers.run(*whole.values(), *first)
+    expected, pair = answers[: len(whole)], answers[len(whole) :]
+    refusal, *alone = workers.run(refused, *second, count=1)
+    parts = zip(pair, alone, workers.run(*third), strict=True)
+    joined = [x["losses"][:4] + y["losses"][:4] + z["losses"] for x, y, z in parts]
+    whole = dict(zip(whole, (answer["losses"] for answer in expected), strict=True))
+    pairs = ((whole[v[1]], losses) for v, losses in zip(RESIZED, joined, strict=True))
+    return dict(zip(RESIZED, pairs, strict=True)), refusal
+
+
+@pytest.mark.parametrize("variant", RESIZED)
+def test_run_goes_on_with_another_number_of_workers(resized, variant):
+    """2 → 1 → 2 workers, the same examples in every step: only rounding differs."""
+    whole, losses = resized[0][variant]
+    assert len(losses) == 12
+    assert losses == pytest.approx(whole, rel=1e-4)
+
+
+def test_another_number_of_workers_needs_the_same_batches_a_step(resized):
+    refusal = resized[1]
+    assert refusal["error"] == "TrainingError"
+    assert "--num-workers 2, or with --accumulation 2" in refusal["message"]
 
 
 def test_finished_run_is_not_run_again(faults, runs):
@@ -167,4 +307,13 @@ def test_tensorboard_curves(runs):
     events.Reload()
     losses = [event.value for event in events.Scalars("loss")]
     assert losses == pytest.approx(whole["losses"])
-    assert set(events.Tags()["scalars"]) == {"loss", "learning_rate", "grad_norm", "examples_per_s"}
+    names = {"loss", "learning_rate", "grad_norm", "examples_per_s", "tokens_per_s"}
+    assert set(events.Tags()["scalars"]) == names | {"skipped", "spikes"}
+    (rate,) = {round(e.value, 3) for e in ratios(events)}
+    assert rate == 7.0  # tokens of an example
+
+
+def ratios(events):
+    """Tokens an example, from the rates of every report."""
+    pairs = zip(events.Scalars("tokens_per_s"), events.Scalars("examples_per_s"), strict=True)
+    return [t._replace(value=t.value / e.value) for t, e in pairs]

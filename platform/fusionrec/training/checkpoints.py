@@ -10,6 +10,7 @@
 
 The newest committed checkpoint is found by looking, not by a pointer that a crash could leave
 behind. One with a truncated, flipped, missing or surplus file is passed over for the one before.
+A worker that cannot write, because its disk is full, makes all of them give the checkpoint up.
 The directory must be seen by all workers. Hashing costs about a second per GiB and worker.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from fusionrec.config import Config
 from fusionrec.errors import CheckpointNotWritten
@@ -88,29 +90,54 @@ class Checkpoints:
     def save(self, step: int, identity: dict[str, Any], write: Callable[[Path], None]) -> None:
         """Commit a checkpoint; ``write(directory)`` writes a worker's shards.
 
+        Args:
+            step: Optimizer steps done.
+            identity: Task and settings of the run.
+            write: Takes all workers through the same collectives, also the one that fails.
+
         Raises:
-            CheckpointNotWritten: on the rank that met the fault; the checkpoints before it stay.
+            CheckpointNotWritten: on all ranks; the checkpoints before it stay, and what was
+                written of this one is removed.
         """
         final = self.directory / f"step-{step:08d}"
         partial = self.directory / f".{final.name}"
-        hashes = partial / f".hashes-{self._rank:05d}.json"
-        try:
-            if self._rank == 0:
-                self._clear(partial)
-                partial.mkdir(parents=True)
-            dist.barrier()
-            write(partial)
-            dist.barrier()
+
+        def prepare() -> None:
+            self._clear(partial)
+            partial.mkdir(parents=True)
+
+        def add_hashes() -> None:
+            hashes = partial / f".hashes-{self._rank:05d}.json"
             hashes.write_text(json.dumps(self._hash_share(partial)), encoding="utf-8")
-            dist.barrier()
-            if self._rank == 0:
-                self._commit(partial, final, step, identity)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise CheckpointNotWritten(
-                f"checkpoint {final} could not be written ({error}); free space there and run the "
-                "same command again: it goes on from the checkpoint before"
-            ) from error
-        dist.barrier()
+
+        first = self._rank == 0
+        stages: list[Callable[[], None] | None] = [
+            prepare if first else None,
+            lambda: write(partial),
+            add_hashes,
+            (lambda: self._commit(partial, final, step, identity)) if first else None,
+        ]
+        for stage in stages:
+            fault = self._together(stage)
+            if fault is not None:
+                if first:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise CheckpointNotWritten(
+                    f"checkpoint {final} could not be written ({fault}); free space there and run "
+                    "the same command again: it goes on from the checkpoint before"
+                )
+
+    def _together(self, stage: Callable[[], None] | None) -> str | None:
+        """Run a stage, wait for all workers, and say what went wrong on any of them."""
+        fault = None
+        try:
+            if stage is not None:
+                stage()
+        except (OSError, RuntimeError, SafetensorError) as error:  # so is a full disk told, by whom
+            fault = f"worker {self._rank}: {' '.join(str(error).split())[:200]}"
+        faults: list[str | None] = [None] * self._world
+        dist.all_gather_object(faults, fault)
+        return next((reason for reason in faults if reason), None)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose every file is as its manifest says."""

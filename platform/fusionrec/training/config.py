@@ -18,6 +18,14 @@ class Method(StrEnum):
     LORA = "lora"
 
 
+class TrackerName(StrEnum):
+    """Where the curves of a run go; the last two need the extra of their name."""
+
+    TENSORBOARD = "tensorboard"
+    MLFLOW = "mlflow"
+    WANDB = "wandb"
+
+
 class LoraSettings(Config):
     """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685) on every linear layer but the head."""
 
@@ -46,6 +54,9 @@ class TrainingConfig(Config):
     """Examples of one forward pass of one worker."""
     accumulation: int = Field(1, ge=1)
     """Forward passes of a worker before each optimizer step."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the backward pass and compute the layer again: less
+    memory for about a third more time, and the same numbers."""
     learning_rate: float = Field(5e-5, gt=0)
     """Peak of the schedule, reached after the warm-up; it then falls linearly to zero."""
     warmup: float = Field(0.1, ge=0, lt=1)
@@ -60,6 +71,14 @@ class TrainingConfig(Config):
     """Of the order of examples, new weights and dropout."""
     num_threads: int | None = Field(None, ge=1)
     """CPU threads of a worker; default: its machine's cores shared among the workers on it."""
+    max_skipped_steps: int = Field(0, ge=0)
+    """Steps that may be left out in a run because a loss or a gradient was NaN or infinite; the
+    batch is saved each time. One more ends the run."""
+    spike_sigmas: float = Field(6.0, gt=0)
+    """A loss so many robust standard deviations (1.4826 · MAD) above the median of the 50 before it
+    is flagged as a spike, and its batch saved."""
+    trackers: tuple[TrackerName, ...] = (TrackerName.TENSORBOARD,)
+    """Where curves go: tensorboard, mlflow, wandb."""
     checkpoint_every: int = Field(50, ge=1)
     """Optimizer steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
@@ -85,12 +104,13 @@ class TrainingConfig(Config):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the numbers of a run; a resumed run must share them."""
         free = {"num_threads", "checkpoint_every", "keep_checkpoints", "report_every"}
+        free |= {"activation_checkpointing", "max_skipped_steps", "spike_sigmas", "trackers"}
         if self.method is not Method.LORA:
             free.add("lora")
         return self.model_dump(mode="json", exclude=free)
 
-    def deepspeed(self, world_size: int, *, bf16: bool) -> dict[str, Any]:
-        """DeepSpeed's own configuration."""
+    def deepspeed(self, world_size: int, *, bf16: bool, universal: bool = False) -> dict[str, Any]:
+        """DeepSpeed's own configuration; ``universal`` when it will load a universal checkpoint."""
         zero: dict[str, Any] = {"stage": self.zero_stage}
         if self.zero_stage == 3:
             # With the default thresholds a small model is never partitioned at all.
@@ -107,5 +127,6 @@ class TrainingConfig(Config):
                 # torch's own AdamW: DeepSpeed's would compile a second native operator.
                 "params": {"lr": self.learning_rate, "torch_adam": True},
             },
+            "checkpoint": {"load_universal": universal},
             "steps_per_print": 10**9,
         }

@@ -8,9 +8,11 @@ when called again with the same arguments, and on CPUs ends bit for bit as if no
 The directory of a run, seen by all workers::
 
     DIR/checkpoints/…      see fusionrec.training.checkpoints
-    DIR/tensorboard/…      loss, learning rate, gradient norm, examples/s
+    DIR/tensorboard/…      curves, see fusionrec.training.tracking
     DIR/refreshed/…        what tasks chose by the current model, such as mined negatives
+    DIR/non-finite-*.json, DIR/spike-*.json    batches to look at, see fusionrec.training.faults
     DIR/model/…            what Task.save writes, adapters merged
+    DIR/adapter.safetensors    what LoRA trained, before it was merged
     DIR/result.json        written last; a finished run is not run again
 
 Costs: the first DeepSpeed import on a machine compiles an operator (35–100 s, needs g++ and ninja).
@@ -25,14 +27,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from fusionrec.config import Config
-from fusionrec.errors import NonFiniteLoss, TrainingError
+from fusionrec.errors import Preempted, TrainingError
 from fusionrec.training import weights
 from fusionrec.training.checkpoints import (
     Checkpoint,
@@ -42,8 +44,10 @@ from fusionrec.training.checkpoints import (
     sha256_of,
 )
 from fusionrec.training.config import TrainingConfig
+from fusionrec.training.faults import StopSignal, Watch
+from fusionrec.training.memory import PeakMemory
 from fusionrec.training.task import Batch, Refreshed, Task
-from fusionrec.training.tracking import Report, Tracker, save_batch
+from fusionrec.training.tracking import Meter, Report, count_tokens, flat
 
 
 class TrainingResult(Config):
@@ -55,11 +59,19 @@ class TrainingResult(Config):
     examples: int
     """Examples seen, over all workers and steps."""
     loss: float
-    """Mean loss of the last step's batches."""
+    """Mean loss of the last step that was not left out."""
+    skipped: int
+    """Steps left out because a loss or a gradient was not finite."""
+    spikes: int
+    """Losses that were far above the ones before them."""
     seconds: float
     """Wall-clock time of the steps, over all attempts up to the checkpoints that they left."""
+    peak_memory_bytes: int
+    """Of worker 0 in this attempt: of its device, or what its process grew by."""
     weights_sha256: str
     """Of the first file of weights in ``model/``."""
+    adapter_sha256: str | None
+    """Of ``adapter.safetensors``, where LoRA trained one."""
     model: str
     """Directory of the trained model."""
     identity: dict[str, Any]
@@ -82,9 +94,10 @@ def train(
         on_report: Called on every rank equally often: each ``report_every`` steps and at the end.
 
     Raises:
-        NonFiniteLoss: names the step and the batch, which is saved as JSON. Raised on all ranks.
-        CheckpointNotWritten: raised on the rank that met it, while the others wait for it: whoever
-            started the processes ends them.
+        NonFiniteLoss: names the step and the batch, which is saved as JSON. Raised on all ranks,
+            as the others are.
+        CheckpointNotWritten: a disk is full; the checkpoints before stay.
+        Preempted: a worker got SIGTERM (where this runs in its main thread); a checkpoint was left.
         TrainingError: the directory holds a run with other settings, or there are too few examples.
         ModelError: the model cannot be loaded.
     """
@@ -119,24 +132,13 @@ def prepare_process(config: TrainingConfig) -> None:
     torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local))
 
 
-class _LossModule(torch.nn.Module):
-    """Model and loss as one module, so that one forward of the engine is one batch.
+class _Done(NamedTuple):
+    """What came of a step."""
 
-    ZeRO-3 follows the order of submodules between two forwards of the outermost module; a loss that
-    calls the model twice, once for histories and once for items, must happen inside of one.
-    """
-
-    def __init__(self, model: torch.nn.Module, task: Task) -> None:
-        super().__init__()
-        self.model = model
-        self._task = task
-
-    def forward(
-        self,
-        batch: Batch,
-        function: Callable[[torch.nn.Module, Batch], torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        return (function or self._task.loss)(self.model, batch)
+    loss: float
+    grad_norm: float
+    tokens: int
+    stop: bool
 
 
 class _Run:
@@ -155,42 +157,61 @@ class _Run:
             )
         self._total = config.total_steps(self._steps_per_epoch)
         self._checkpoints = Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints)
+        self._watch = Watch(task, config, directory)
 
     def train(self, on_report: Callable[[Report], None] | None) -> TrainingResult:
         config = self._config
         checkpoint = self._checkpoints.newest()
         if checkpoint is not None:
             self._refuse_other_run(checkpoint)
-        engine = weights.build_engine(
-            lambda model: _LossModule(model, self._task), self._task, config, self._world
-        )
+        import deepspeed  # noqa: F401 - before memory is measured: the libraries' is not the run's
+
+        memory = PeakMemory()
+        resharded = checkpoint is not None and checkpoint.manifest.world_size != self._world
+        engine = weights.build_engine(self._task, config, self._world, universal=resharded)
         # From here on dropout draws from a stream of its own on every rank.
         torch.manual_seed(np.random.SeedSequence([config.seed, self._rank]).generate_state(1)[0])
         start, loss, before = 0, float("nan"), 0.0
         if checkpoint is not None:
-            start, loss, before = self._restore(engine, checkpoint)
+            start, loss, before = self._restore(engine, checkpoint, resharded=resharded)
         engine.train()
-        with Tracker(
-            self._directory, start=start, total=self._total, every=config.report_every
-        ) as tracker:
+        meter = Meter(
+            self._directory,
+            config.trackers,
+            flat(self._identity),
+            start=start,
+            total=self._total,
+            every=config.report_every,
+        )
+        with meter, StopSignal() as signalled:
             began = time.perf_counter() - before
             for step in range(start, self._total):
                 self._refresh(engine, step, resumed=step == start)
                 rate = config.learning_rate_at(step, self._total)
-                loss = self._step(engine, step, rate)
-                report = tracker.step(
+                done = self._step(engine, step, rate, stop=signalled.seen)
+                loss = done.loss if np.isfinite(done.loss) else loss
+                report = meter.step(
                     epoch=step // self._steps_per_epoch,
-                    loss=loss,
+                    loss=done.loss,
                     learning_rate=rate,
-                    grad_norm=self._grad_norm(engine, step),
+                    grad_norm=done.grad_norm,
                     examples=config.batch_size * config.accumulation * self._world,
+                    tokens=done.tokens,
+                    skipped=self._watch.skipped,
+                    spikes=self._watch.spikes,
                 )
                 if report is not None and on_report is not None:
                     on_report(report)
-                if (step + 1) % config.checkpoint_every == 0 or step + 1 == self._total:
+                last = step + 1 == self._total
+                if (step + 1) % config.checkpoint_every == 0 or last or done.stop:
                     self._save(engine, step + 1, loss, time.perf_counter() - began)
+                if done.stop and not last:
+                    raise Preempted(
+                        f"the run was told to stop and left a checkpoint of step {step + 1}: the "
+                        "same command goes on from there"
+                    )
             seconds = time.perf_counter() - began
-        return self._finish(engine, loss, seconds)
+        return self._finish(engine, loss, seconds, memory.bytes())
 
     def _order(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, epoch])
@@ -224,81 +245,95 @@ class _Run:
         found: torch.Tensor = engine({k: v.to(engine.device) for k, v in batch.items()}, function)
         return found
 
-    def _step(self, engine: Any, step: int, rate: float) -> float:
+    def _step(self, engine: Any, step: int, rate: float, *, stop: bool) -> _Done:
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
-        losses = []
-        for micro in range(self._config.accumulation):
-            batch = self._task.batch(self._examples(step, micro))
+        losses, tokens = [], 0
+        micros = range(self._config.accumulation)
+        batches = [self._examples(step, micro) for micro in micros]
+        for micro in micros:
+            batch = self._task.batch(batches[micro])
+            tokens += count_tokens(batch)
             loss = engine({k: v.to(engine.device, non_blocking=True) for k, v in batch.items()})
             losses.append(loss.detach().float())
-            engine.backward(loss)
-            if micro + 1 == self._config.accumulation:
+            if micro == micros[-1]:
                 # Looked at before the weights move: a run stops with the last good ones.
-                mean = self._agree(torch.stack(losses), step)
+                told = self._watch.losses(
+                    torch.stack(losses), step, batches, tokens=tokens, stop=stop
+                )
+                if not np.isfinite(told.mean):
+                    loss = loss * float("nan")  # leaves the step out, see faults
+            engine.backward(loss)
             engine.step()
-        return mean
-
-    def _agree(self, losses: torch.Tensor, step: int) -> float:
-        """Mean of all ranks' losses [accumulation]; all ranks raise if any is not finite."""
-        everyone = [torch.empty_like(losses) for _ in range(self._world)]
-        dist.all_gather(everyone, losses)
-        table = torch.stack(everyone).cpu()
-        for rank, micro in torch.nonzero(~torch.isfinite(table)).tolist():
-            path = self._directory / f"non-finite-step-{step + 1:08d}-rank-{rank:05d}.json"
-            if rank == self._rank:
-                examples = self._examples(step, micro)
-                save_batch(path, step + 1, micro, self._task.describe(examples))
-            dist.barrier()
-            raise NonFiniteLoss(
-                f"the loss became {table[rank, micro].item()} at step {step + 1}, batch {micro} of "
-                f"worker {rank}: read its examples in {path}, then lower --learning-rate (now "
-                f"{self._config.learning_rate:g}) or mend the data"
-            )
-        return float(table.double().mean())
-
-    def _grad_norm(self, engine: Any, step: int) -> float:
-        norm = float(engine.get_global_grad_norm())
-        if not np.isfinite(norm) or norm < 0 or engine.skipped_steps:
-            raise NonFiniteLoss(
-                f"the gradient became {norm} at step {step + 1} though the loss was finite: lower "
-                f"--learning-rate (now {self._config.learning_rate:g})"
-            )
-        return norm
+        skipped = not np.isfinite(told.mean)
+        norm = self._watch.gradient(engine, step, batches, skipped=skipped)
+        return _Done(told.mean, norm, told.tokens, told.stop)
 
     def _save(self, engine: Any, step: int, loss: float, seconds: float) -> None:
         progress = torch.tensor([loss, seconds], dtype=torch.float64)
 
         def write(directory: Path) -> None:
             weights.save_shards(engine, directory, only_trained=self._lora)
-            states = random_states() | {"progress": progress}
+            states = random_states() | {"progress": progress, "watch": self._watch.state()}
             weights.save_tensors(states, directory / f"rank-{self._rank:05d}.safetensors")
 
         self._checkpoints.save(step, self._identity, write)
 
-    def _restore(self, engine: Any, checkpoint: Checkpoint) -> tuple[int, float, float]:
+    def _restore(
+        self, engine: Any, checkpoint: Checkpoint, *, resharded: bool
+    ) -> tuple[int, float, float]:
         """Steps done, the loss of the last of them, seconds that they took."""
-        weights.load_shards(engine, checkpoint.directory, only_trained=self._lora)
-        states = weights.load_tensors(checkpoint.directory / f"rank-{self._rank:05d}.safetensors")
+        shards, rank = checkpoint.directory, self._rank
+        universal = self._directory / "checkpoints" / ".universal"
+        if resharded:
+            if rank == 0:
+                weights.make_universal(shards, universal)
+            dist.barrier()
+            shards, rank = universal, 0
+        weights.load_shards(engine, shards, only_trained=self._lora)
+        states = weights.load_tensors(checkpoint.directory / f"rank-{rank:05d}.safetensors")
         loss, seconds = states.pop("progress").tolist()
-        restore_random_states(states)
-        return checkpoint.manifest.step, loss, seconds
+        self._watch.restore(states.pop("watch"))
+        step = checkpoint.manifest.step
+        if resharded:
+            # The old workers' streams fit no new one.
+            stream = np.random.SeedSequence([self._config.seed, self._rank, step])
+            torch.manual_seed(stream.generate_state(1)[0])
+            dist.barrier()
+            if self._rank == 0:
+                shutil.rmtree(universal)
+        else:
+            restore_random_states(states)
+        return step, loss, seconds
 
     @property
     def _lora(self) -> bool:
         return weights.is_lora(self._config)
 
     def _refuse_other_run(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.manifest.world_size != self._world:
+        """Another number of workers may go on where a step sees the same examples."""
+        workers, known = checkpoint.manifest.world_size, checkpoint.manifest.identity
+        accumulation = known["training"]["accumulation"]
+        batches, now = workers * accumulation, self._world * self._config.accumulation
+        if workers != self._world and batches != now:
+            remedy = f"go on with --num-workers {workers}"
+            if batches % self._world == 0:
+                remedy += f", or with --accumulation {batches // self._world}"
             raise TrainingError(
-                f"{checkpoint.directory} was written by {checkpoint.manifest.world_size} workers "
-                f"and this run has {self._world}: go on with --num-workers "
-                f"{checkpoint.manifest.world_size}, or start anew with another --out"
+                f"{checkpoint.directory} was written by {workers} workers, {batches} batches a "
+                f"step, and this run has {self._world} and {now}: {remedy}, or start anew with "
+                "another --out"
             )
-        _refuse_difference(self._directory, checkpoint.manifest.identity, self._identity)
+        if workers != self._world:
+            training = known["training"] | {"accumulation": self._config.accumulation}
+            known = known | {"training": training}
+        _refuse_difference(self._directory, known, self._identity)
 
-    def _finish(self, engine: Any, loss: float, seconds: float) -> TrainingResult:
+    def _finish(self, engine: Any, loss: float, seconds: float, memory: int) -> TrainingResult:
         full = weights.gather(engine)
+        adapter = self._directory / "adapter.safetensors"
+        if self._lora and self._rank == 0:
+            weights.save_tensors(weights.trained(engine, full), adapter)
         examples = self._config.batch_size * self._config.accumulation * self._world * self._total
         path = self._directory / "result.json"
         engine.destroy()
@@ -315,8 +350,12 @@ class _Run:
                 steps=self._total,
                 examples=examples,
                 loss=loss,
+                skipped=self._watch.skipped,
+                spikes=self._watch.spikes,
                 seconds=seconds,
+                peak_memory_bytes=memory,
                 weights_sha256=sha256_of(min(final.rglob("*.safetensors"))),
+                adapter_sha256=sha256_of(adapter) if self._lora else None,
                 model=str(final),
                 identity=self._identity,
             )

@@ -1,21 +1,35 @@
-"""What a run tells while it goes: reports, TensorBoard, and the batch that broke it."""
+"""What a run tells while it goes: reports of progress, and curves for one tracker or several.
+
+A tracker takes numbers by step, on rank 0 only. TensorBoard's files lie in the run's directory, and
+so do those of MLflow and Weights & Biases unless their own environment variables name a server
+(``MLFLOW_TRACKING_URI``; ``WANDB_MODE=online`` with ``WANDB_API_KEY``). A tracker that fails is
+dropped with a message: no run ends because a server is down.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch.distributed as dist
-from torch.utils.tensorboard import SummaryWriter
+from pydantic import ConfigDict
+
+from fusionrec.config import Config
+from fusionrec.progress import console
+from fusionrec.training.config import TrackerName
+from fusionrec.training.task import Batch
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Config):
     """Progress after a step."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     step: int
     """Optimizer steps done."""
@@ -27,21 +41,150 @@ class Report:
     """Mean over the batches of all workers in this step."""
     learning_rate: float
     grad_norm: float
-    """Global L2 norm before clipping."""
+    """Global L2 norm before clipping; NaN for a step that was left out."""
     examples_per_s: float
     """Of all workers together, since the last report."""
+    tokens_per_s: float
+    """Of all workers together, since the last report, padding not counted."""
+    skipped: int
+    """Steps left out so far because a loss or a gradient was not finite."""
+    spikes: int
+    """Losses so far that were far above the ones before them."""
+
+    @property
+    def note(self) -> str:
+        """What stands behind a progress bar."""
+        rates = f"{self.examples_per_s:.1f} examples/s · {self.tokens_per_s:,.0f} tokens/s"
+        faults = f" · {self.skipped} left out" if self.skipped else ""
+        faults += f" · {self.spikes} spikes" if self.spikes else ""
+        return f"loss {self.loss:.4f} · {rates}{faults}"
 
 
-class Tracker:
-    """Counts steps, writes TensorBoard on rank 0, and says when a report is due."""
+class Tracker(Protocol):
+    """Where curves go."""
 
-    def __init__(self, directory: Path, *, start: int, total: int, every: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Keep the numbers of one step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        ...
+
+
+class TensorBoard:
+    """Event files in ``tensorboard/``."""
+
+    def __init__(self, directory: Path, start: int, settings: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # A resumed run writes its steps again: TensorBoard drops the first copy.
+        self._writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        text = "\n".join(f"    {name}: {value}" for name, value in settings.items())
+        self._writer.add_text("settings", text, start)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """See :class:`Tracker`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """See :class:`Tracker`."""
+        self._writer.close()
+
+
+class MLflow:
+    """A run of the experiment ``fusionrec``: in ``mlflow.db``, or on the environment's server."""
+
+    def __init__(self, directory: Path, _: int, settings: Mapping[str, Any]) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self._metric: Any = Metric
+        directory = directory.resolve()
+        local = f"sqlite:///{directory / 'mlflow.db'}"
+        self._client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
+        # A resumed run goes on in the same one.
+        known = directory / "mlflow-run"
+        if not known.exists():
+            found = self._client.get_experiment_by_name("fusionrec")
+            experiment = (
+                found.experiment_id
+                if found
+                else self._client.create_experiment("fusionrec", (directory / "mlflow").as_uri())
+            )
+            run = self._client.create_run(experiment, run_name=directory.name).info.run_id
+            params = [Param(name, str(value)[:500]) for name, value in settings.items()]
+            self._client.log_batch(run, params=params)
+            known.write_text(run, encoding="utf-8")
+        self._run = known.read_text(encoding="utf-8")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """See :class:`Tracker`."""
+        now = int(1000 * time.time())
+        metrics = [self._metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def close(self) -> None:
+        """See :class:`Tracker`."""
+        self._client.set_terminated(self._run)
+
+
+class WeightsAndBiases:
+    """A run of the project ``fusionrec``: offline in ``wandb/`` unless WANDB_MODE says more."""
+
+    def __init__(self, directory: Path, _: int, settings: Mapping[str, Any]) -> None:
+        import wandb
+
+        library: Any = wandb
+        self._run = library.init(
+            project="fusionrec",
+            name=directory.name,
+            # The same for a resumed run.
+            id=hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=directory,
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            config=dict(settings),
+            settings=library.Settings(silent=True, console="off"),
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """See :class:`Tracker`."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """See :class:`Tracker`."""
+        self._run.finish()
+
+
+_KINDS: dict[TrackerName, Callable[[Path, int, Mapping[str, Any]], Tracker]] = {
+    TrackerName.TENSORBOARD: TensorBoard,
+    TrackerName.MLFLOW: MLflow,
+    TrackerName.WANDB: WeightsAndBiases,
+}
+
+
+class Meter:
+    """Counts steps, feeds the trackers on rank 0, and says when a report is due."""
+
+    def __init__(
+        self,
+        directory: Path,
+        trackers: Sequence[TrackerName],
+        settings: Mapping[str, Any],
+        *,
+        start: int,
+        total: int,
+        every: int,
+    ) -> None:
         self._step, self._total, self._every = start, total, every
-        self._examples, self._since = 0, time.perf_counter()
-        self._writer = None
+        self._examples = self._tokens = 0
+        self._since = time.perf_counter()
+        self._trackers: dict[str, Tracker] = {}
         if dist.get_rank() == 0:
-            # A resumed run writes its steps again: TensorBoard drops the first copy.
-            self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+            for name in trackers:
+                self._try(name, partial(self._open, name, directory, start, settings))
 
     def __enter__(self) -> Self:
         return self
@@ -52,28 +195,61 @@ class Tracker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, tracker.close)
 
     def step(
-        self, *, epoch: int, loss: float, learning_rate: float, grad_norm: float, examples: int
+        self,
+        *,
+        epoch: int,
+        loss: float,
+        learning_rate: float,
+        grad_norm: float,
+        examples: int,
+        tokens: int,
+        skipped: int,
+        spikes: int,
     ) -> Report | None:
         """Count one optimizer step; a report when it is the last or ``every`` have passed."""
         self._step += 1
         self._examples += examples
+        self._tokens += tokens
         curves = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
+        curves |= {"skipped": skipped, "spikes": spikes}
         due = self._step % self._every == 0 or self._step == self._total
         if due:
             now = time.perf_counter()
             curves["examples_per_s"] = self._examples / (now - self._since)
-            self._examples, self._since = 0, now
-        if self._writer is not None:
-            for name, value in curves.items():
-                self._writer.add_scalar(name, value, self._step)
-        return Report(self._step, self._total, epoch, **curves) if due else None
+            curves["tokens_per_s"] = self._tokens / (now - self._since)
+            self._examples, self._tokens, self._since = 0, 0, now
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, partial(tracker.log, curves, self._step))
+        if not due:
+            return None
+        place = {"step": self._step, "total": self._total, "epoch": epoch}
+        return Report.model_validate(place | curves)
+
+    def _open(
+        self, name: TrackerName, directory: Path, start: int, settings: Mapping[str, Any]
+    ) -> None:
+        self._trackers[name] = _KINDS[name](directory, start, settings)
+
+    def _try(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever a tracker's library or server raises
+            self._trackers.pop(name, None)
+            console.print(f"tracker {name} is dropped: {error}", highlight=False, soft_wrap=True)
 
 
-def save_batch(path: Path, step: int, batch: int, examples: list[dict[str, Any]]) -> None:
-    """Write the examples of one batch as JSON for a person to read."""
-    content = {"step": step, "batch": batch, "examples": examples}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+def count_tokens(batch: Batch) -> int:
+    """Tokens that are not padding, of all texts of a batch."""
+    texts = {n: t for n, t in batch.items() if n.rpartition(".")[2] == "input_ids"}
+    masks = [batch.get(f"{n.removesuffix('input_ids')}attention_mask") for n in texts]
+    read = zip(texts.values(), masks, strict=True)
+    return sum(ids.numel() if mask is None else int(mask.sum()) for ids, mask in read)
+
+
+def flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """``{"task": {"name": …}}`` as ``{"task.name": …}``."""
+    return {f"{part}.{k}": v for part, values in identity.items() for k, v in values.items()}

@@ -5,17 +5,23 @@ Everything here that touches a distributed engine is called by all ranks togethe
 
 from __future__ import annotations
 
+import argparse
+import os
+import shutil
+import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 
+from fusionrec.errors import ConfigError
 from fusionrec.language.precision import Precision
 from fusionrec.training.config import Method, TrainingConfig
-from fusionrec.training.task import Task
+from fusionrec.training.task import Batch, Task
 
 SHARDS = "deepspeed"
 
@@ -32,27 +38,55 @@ def use_bf16(precision: Precision) -> bool:
     return precision is Precision.BF16
 
 
+class _LossModule(torch.nn.Module):
+    """Model and loss as one module, so that one forward of the engine is one batch.
+
+    ZeRO-3 follows the order of submodules between two forwards of the outermost module; a loss that
+    calls the model twice, once for histories and once for items, must happen inside of one.
+    """
+
+    def __init__(self, model: torch.nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self._task = task
+
+    def forward(
+        self,
+        batch: Batch,
+        function: Callable[[torch.nn.Module, Batch], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        return (function or self._task.loss)(self.model, batch)
+
+
 def build_engine(
-    wrap: Callable[[torch.nn.Module], torch.nn.Module],
     task: Task,
     config: TrainingConfig,
     world_size: int,
+    *,
+    universal: bool = False,
 ) -> Any:
-    """A ``deepspeed.DeepSpeedEngine`` around ``wrap`` of the task's model."""
+    """A ``deepspeed.DeepSpeedEngine`` around the task's model and loss.
+
+    ``universal`` where :func:`load_shards` will be given a universal checkpoint.
+    """
     # DeepSpeed takes seconds to import, and reads DS_ACCELERATOR while it does.
     import deepspeed
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     # Before any model is built: ZeRO-3 partitions it then, and must know the group.
     deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-    settings = config.deepspeed(world_size, bf16=use_bf16(config.precision))
+    bf16 = use_bf16(config.precision)
+    settings = config.deepspeed(world_size, bf16=bf16, universal=universal)
     # Alive while the model is loaded: without it every rank would hold all of a ZeRO-3 model.
     partition: Any = HfDeepSpeedConfig  # not typed
     partitioning = partition(settings) if config.zero_stage == 3 else None
     torch.manual_seed(config.seed)  # new weights (a head, adapters) are the same on every rank
-    model = with_adapters(task.build_model(), task, config)
+    model = task.build_model()
+    if config.activation_checkpointing:
+        checkpoint_activations(model)
+    model = with_adapters(model, task, config)
     del partitioning
-    module = wrap(model)
+    module = _LossModule(model, task)
     trained = [p for p in module.parameters() if p.requires_grad]
     matrices = [p for p in trained if _dimensions(p) > 1]
     vectors = [p for p in trained if _dimensions(p) <= 1]
@@ -72,22 +106,48 @@ def _dimensions(parameter: torch.nn.Parameter) -> int:
     return len(shape)
 
 
-def with_adapters(model: torch.nn.Module, task: Task, config: TrainingConfig) -> torch.nn.Module:
+class Headed(Protocol):
+    """What :func:`with_adapters` asks of a task."""
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """See :class:`~fusionrec.training.task.Task`."""
+        ...
+
+
+def checkpoint_activations(model: torch.nn.Module) -> None:
+    """Have every layer computed again in the backward pass instead of kept.
+
+    Raises:
+        ConfigError: the architecture cannot.
+    """
+    whole: Any = model
+    if not getattr(whole, "supports_gradient_checkpointing", False):
+        raise ConfigError(
+            "setting activation_checkpointing = True is wrong: this model's architecture cannot "
+            "compute its layers again; leave it out"
+        )
+    # Reentrant checkpoints would lose the gradients of adapters behind frozen embeddings.
+    whole.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def with_adapters(model: torch.nn.Module, task: Headed, config: TrainingConfig) -> torch.nn.Module:
     """The model itself, or with LoRA adapters around its linear layers and all else frozen."""
     if config.method is Method.FULL:
         return model
     import peft
 
-    adapted: torch.nn.Module = peft.get_peft_model(
-        model,
-        peft.LoraConfig(
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules="all-linear",
-            exclude_modules=rf"(.*\.)?({'|'.join(task.head)})(\..*)?" if task.head else None,
-        ),
+    settings = peft.LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules="all-linear",
+        exclude_modules=rf"(.*\.)?({'|'.join(task.head)})(\..*)?" if task.head else None,
     )
+    with warnings.catch_warnings():
+        # peft reads an attribute that transformers has renamed.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        adapted: torch.nn.Module = peft.get_peft_model(model, settings)
     for name, parameter in adapted.named_parameters():
         if any(part in task.head for part in name.split(".")):
             parameter.requires_grad_(True)
@@ -95,10 +155,32 @@ def with_adapters(model: torch.nn.Module, task: Task, config: TrainingConfig) ->
 
 
 def save_shards(engine: Any, directory: Path, *, only_trained: bool) -> None:
-    """Write this rank's shards of weights and optimizer states."""
-    engine.save_checkpoint(
-        str(directory), tag=SHARDS, save_latest=False, exclude_frozen_parameters=only_trained
-    )
+    """Write this rank's shards of weights and optimizer states.
+
+    A rank that cannot write still goes through all of DeepSpeed's collectives, so that no other
+    one waits for it, and raises afterwards.
+
+    Raises:
+        OSError, RuntimeError: as torch.save does.
+    """
+    writer = engine.checkpoint_engine
+    write, faults = writer.save, []
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        try:
+            write(*args, **kwargs)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            faults.append(error)
+
+    writer.save = save
+    try:
+        engine.save_checkpoint(
+            str(directory), tag=SHARDS, save_latest=False, exclude_frozen_parameters=only_trained
+        )
+    finally:
+        writer.save = write
+    if faults:
+        raise faults[0]
 
 
 def load_shards(engine: Any, directory: Path, *, only_trained: bool) -> None:
@@ -107,6 +189,30 @@ def load_shards(engine: Any, directory: Path, *, only_trained: bool) -> None:
         str(directory), tag=SHARDS, load_module_strict=not only_trained
     )
     assert loaded is not None
+
+
+def make_universal(shards: Path, directory: Path) -> None:
+    """Merge the shards of all workers, so that any number of workers can load them; on one rank.
+
+    Args:
+        shards: Checkpoint directory whose hashes were checked: DeepSpeed reads pickles.
+        directory: Takes what :func:`load_shards` reads; replaced.
+    """
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    arguments = {
+        "input_folder": str(shards / SHARDS),
+        "output_folder": str(directory / SHARDS),
+        "num_extract_workers": 1,
+        "num_merge_workers": 1,
+        "keep_temp_folder": False,
+        "strict": True,
+        "inject_missing_state": True,
+    }
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        main(argparse.Namespace(**arguments))
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -144,6 +250,12 @@ def gather(engine: Any) -> dict[str, torch.Tensor]:
     if keep:
         full |= {n: b.detach().cpu().clone() for n, b in engine.module.model.named_buffers()}
     return full
+
+
+def trained(engine: Any, full: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the weights of :func:`gather` that are trained."""
+    named = engine.module.model.named_parameters()
+    return {name: full[name] for name, parameter in named if parameter.requires_grad}
 
 
 def merged(full: dict[str, torch.Tensor], task: Task, config: TrainingConfig) -> torch.nn.Module:

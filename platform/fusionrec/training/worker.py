@@ -12,14 +12,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import ray
 import ray.train
 import ray.train.torch
-from pydantic import BaseModel
 
 from fusionrec import errors
 from fusionrec.progress import bar
@@ -28,7 +26,15 @@ from fusionrec.training.engine import TrainingResult, finished, train
 from fusionrec.training.task import Task
 from fusionrec.training.tracking import Report
 
-_PASSED_ON = ("DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "HF_HUB_OFFLINE", "HF_HOME", "PATH")
+_PASSED_ON = (
+    "DS_ACCELERATOR",
+    "TORCH_EXTENSIONS_DIR",
+    "HF_HUB_OFFLINE",
+    "HF_HOME",
+    "PATH",
+    "MLFLOW_TRACKING_URI",
+    "WANDB_MODE",
+)
 """Environment variables of the driver that decide what a worker finds."""
 
 
@@ -118,8 +124,8 @@ def _loop(settings: dict[str, Any]) -> dict[str, Any]:
 
     def on_report(report: Report) -> None:
         if first:
-            _Progress(**asdict(report)).write(progress)
-        ray.train.report(asdict(report))  # waits for all ranks
+            _write(report, progress)
+        ray.train.report(report.model_dump())  # waits for all ranks
 
     try:
         result = train(
@@ -128,8 +134,6 @@ def _loop(settings: dict[str, Any]) -> dict[str, Any]:
             Path(settings["directory"]),
             on_report=on_report,
         )
-    except errors.CheckpointNotWritten:
-        raise  # the other ranks wait; Ray ends them and starts all of them again
     except errors.FusionRecError as error:
         # Every rank is here together, and a second attempt would end here too: not a failure that
         # Ray should answer with one.
@@ -137,25 +141,11 @@ def _loop(settings: dict[str, Any]) -> dict[str, Any]:
     return {"result": result.model_dump(mode="json")}
 
 
-class _Progress(BaseModel):
-    """A report, as it travels from rank 0 to the driver's bar through the run's directory."""
-
-    step: int
-    total: int
-    epoch: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    examples_per_s: float
-
-    def write(self, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.model_dump_json(), encoding="utf-8")
-        partial.rename(path)
-
-    @property
-    def note(self) -> str:
-        return f"loss {self.loss:.4f} · {self.examples_per_s:.1f} examples/s"
+def _write(report: Report, path: Path) -> None:
+    """From rank 0 to the driver's bar, through the run's directory."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(report.model_dump_json(), encoding="utf-8")
+    partial.rename(path)
 
 
 @contextmanager
@@ -170,11 +160,11 @@ def _followed(progress: Path, description: str) -> Iterator[None]:
                 if done.wait(0.5):
                     return
         shown = 0
-        total = _Progress.model_validate_json(progress.read_bytes()).total
+        total = Report.model_validate_json(progress.read_bytes()).total
         with bar(description, total) as advance:
             while True:
                 last = done.wait(0.5)
-                now = _Progress.model_validate_json(progress.read_bytes())
+                now = Report.model_validate_json(progress.read_bytes())
                 advance(now.step - shown, now.note)
                 shown = now.step
                 if last:

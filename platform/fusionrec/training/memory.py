@@ -1,0 +1,253 @@
+"""How much memory a fine-tuning run takes, from the model's ``config.json`` alone.
+
+The model is built of fake tensors, which have shapes and no content, and one forward and backward
+pass of the largest batch is traced through it; what is alive at once is counted tensor by tensor,
+so that an architecture needs no formula of its own. What DeepSpeed holds besides is added up from
+its ZeRO stage (Rajbhandari et al., 2020, arXiv:1910.02054, and what its implementation buffers).
+No weights are read; tracing a model of a billion parameters takes seconds and no memory.
+
+Bytes are of one worker: its device where it has one, its process otherwise. Not counted are what
+the libraries themselves take (half a GB of a process, or a CUDA context) and what an allocator
+keeps for later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import weakref
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fusionrec.language.models import load_pretrained
+from fusionrec.training.config import TrainingConfig
+from fusionrec.training.weights import checkpoint_activations, use_bf16, with_adapters
+
+_WHOLE = 4
+"""Bytes of a float32: master weights, gradients and both moments of AdamW."""
+_GATHERED = 10**9
+"""Weights that ZeRO-3 keeps gathered at most: DeepSpeed's stage3_max_live_parameters."""
+_BUCKET = 5 * 10**8
+"""Gradients that are reduced at once: DeepSpeed's reduce_bucket_size. A device gives the buffer its
+memory when it is made; a process gets it page by page, in the place of the gradients themselves."""
+
+
+class Architecture(StrEnum):
+    """The class of transformers that a model is loaded as."""
+
+    BACKBONE = "AutoModel"
+    CLASSIFIER = "AutoModelForSequenceClassification"
+    MASKED_LM = "AutoModelForMaskedLM"
+    CAUSAL_LM = "AutoModelForCausalLM"
+
+
+class Reads(StrEnum):
+    """What a loss reads of a forward pass."""
+
+    HIDDEN = "hidden"
+    """The last hidden states."""
+    ANSWER = "answer"
+    """The logit of a text, or a language model's logits after its last token."""
+    TOKENS = "tokens"
+    """A language model's logits after every token."""
+
+
+class Pass(NamedTuple):
+    """One forward pass."""
+
+    rows: int
+    """Texts of it."""
+    reads: Reads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is alive in a worker when its backward pass begins."""
+
+    architecture: Architecture
+    passes: tuple[Pass, ...]
+    tokens: int
+    """Of each text, padding included."""
+    head: tuple[str, ...] = ()
+    """See :class:`~fusionrec.training.task.Task`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Bytes of one worker, and parameters of the model."""
+
+    parameters: int
+    trained: int
+    """Parameters that are trained."""
+    weights: int
+    """In the precision of the computation, with what ZeRO-3 gathers, and float32 masters."""
+    gradients: int
+    optimizer: int
+    """Both moments of AdamW."""
+    activations: int
+    """What a forward pass keeps for the backward pass, and what the latter needs on its way."""
+    peak: int
+    """Less than the sum: gradients grow while activations go."""
+    checkpoint: int
+    """On disk, over all workers."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """While active: the bytes of the tensors that torch's operators make, and their peak."""
+
+    def __init__(self, *known: torch.Tensor) -> None:
+        """Leave ``known`` tensors, and their views, out."""
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: Any = WeakIdKeyDictionary()
+        for tensor in known:
+            self._seen[tensor.untyped_storage()] = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator and count what it made."""
+        made = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen[storage] = None
+        weakref.finalize(storage, self._gone, size)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+
+def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: int) -> Estimate:
+    """Memory of one of ``num_workers`` workers that train the model of ``folder``.
+
+    Args:
+        folder: With ``config.json``; nothing else of it is read.
+        load: The largest batch.
+        config: Of the engine.
+        num_workers: That share what ZeRO shards.
+
+    Raises:
+        ModelError: the architecture is not known.
+        ConfigError: it cannot compute its layers again and is told to.
+    """
+    half = use_bf16(config.precision)
+    size = 2 if half else _WHOLE
+    described = load_pretrained(transformers.AutoConfig.from_pretrained, folder)
+    if load.architecture is Architecture.CLASSIFIER:
+        described.num_labels = 1
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with FakeTensorMode(), torch.device(device):
+        kind: Any = getattr(transformers, load.architecture)
+        model = load_pretrained(lambda _, **__: kind.from_config(described), folder)
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
+        model = with_adapters(model, load, config)
+        model = model.to(torch.bfloat16 if half else torch.float32).train()
+        counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        forward, peak = _trace(model, load)
+    parameters = sum(count for count, _ in counts)
+    trained = sum(count for count, on in counts if on)
+    shards = num_workers
+    share = -(-trained // shards)
+    weights, gathered = parameters * size + share * _WHOLE, 0
+    gradients, optimizer = trained * size, 2 * share * _WHOLE
+    # AdamW computes the update of a shard beside it: a gradient in float32 and two temporaries.
+    stepping = 3 * share * _WHOLE
+    if config.zero_stage == 3:
+        stepping += share * size  # gradients are reduced into a buffer of their own
+        if shards > 1:
+            gathered = min(parameters, _GATHERED) * size
+            weights = -(-parameters // shards) * size + share * _WHOLE
+    bucket = _BUCKET * size if device == "cuda" else 0
+    held = 0 if config.accumulation == 1 else gradients  # of the passes before
+    return Estimate(
+        parameters=parameters,
+        trained=trained,
+        weights=weights + gathered,
+        gradients=gradients + bucket,
+        optimizer=optimizer,
+        activations=forward,
+        peak=weights + optimizer + bucket + max(gathered + held + peak, gradients + stepping),
+        checkpoint=(trained * size if config.zero_stage < 3 else 0) + 3 * trained * _WHOLE,
+    )
+
+
+def _trace(model: Any, load: Load) -> tuple[int, int]:
+    """(bytes that the forward passes leave, peak of these and the backward pass with gradients)."""
+    whole = getattr(model, "get_base_model", lambda: model)()  # inside of adapters
+    outputs = []
+    with LiveBytes(*model.parameters(), *model.buffers()) as live:
+        for rows, reads in load.passes:
+            shape = (rows, load.tokens)
+            ids, mask = (torch.ones(shape, dtype=torch.long) for _ in range(2))
+            if reads is Reads.HIDDEN:
+                states = whole.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+                outputs.append(states.float().mean(dim=1))
+            elif reads is Reads.TOKENS:
+                logits = model(input_ids=ids, attention_mask=mask).logits.float()
+                outputs.append(cross_entropy(logits.flatten(0, 1), ids.flatten()))
+                del logits
+            else:
+                last = {"logits_to_keep": 1} if load.architecture is Architecture.CAUSAL_LM else {}
+                outputs.append(model(input_ids=ids, attention_mask=mask, **last).logits.float())
+        loss = torch.stack([output.square().sum() for output in outputs]).sum()
+        forward = live.live
+        loss.backward()
+    return forward, live.peak
+
+
+class PeakMemory:
+    """The most memory that this process took since the object was made, beyond what it had then.
+
+    Of the device where there is one. On systems without ``/proc`` it is 0.
+    """
+
+    def __init__(self) -> None:
+        self._before = 0
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            # What was freed before and kept for later would be taken again unseen.
+            ctypes.CDLL(None).malloc_trim(0)
+        # Forgets the peak; where that is not allowed, it is of the whole process's life.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._before = _status("VmRSS")
+
+    def bytes(self) -> int:
+        """Until now."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        return max(0, _status("VmHWM") - self._before)
+
+
+def _status(field: str) -> int:
+    """Bytes that ``/proc/self/status`` tells of this process."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return 0
+    lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    [line] = [line for line in lines if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024

@@ -157,6 +157,7 @@ def _tune(
     )
     # Tune would take Ctrl-C for the end of the search, and what follows for its result.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the journal has what they would note
     # Tune prints a banner even when told to be silent.
     with (search.directory / "tune.log").open("a") as log, contextlib.redirect_stdout(log):
         results = tuner.fit()

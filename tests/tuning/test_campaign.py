@@ -29,18 +29,30 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def written(fitted, synthetic, tmp_path):
+def write(directory, fitted, synthetic):
     """The YAML of a small campaign over a copy of the fitted pipeline."""
     settings = {
         **SETTINGS,
-        "pipeline": str(shutil.copytree(fitted, tmp_path / "pipeline")),
+        "pipeline": str(shutil.copytree(fitted, directory / "pipeline")),
         "dataset": str(synthetic.directory),
-        "out": str(tmp_path / "out"),
+        "out": str(directory / "out"),
     }
-    path = tmp_path / "campaign.yaml"
+    path = directory / "campaign.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+@pytest.fixture
+def written(fitted, synthetic, tmp_path):
+    return write(tmp_path, fitted, synthetic)
+
+
+@pytest.fixture(scope="module")
+def done(ray_cluster, fitted, synthetic, tmp_path_factory):
+    """A campaign that has run, and what it found."""
+    path = write(tmp_path_factory.mktemp("campaign"), fitted, synthetic)
+    config = parse(CampaignConfig, ["--config", str(path)])
+    return config, campaign(config)
 
 
 class Page(HTMLParser):
@@ -63,9 +75,8 @@ class Page(HTMLParser):
 
 
 @pytest.mark.ray
-def test_one_yaml_is_a_campaign(ray_cluster, written, tmp_path):
-    config = parse(CampaignConfig, ["--config", str(written)])
-    found = campaign(config)
+def test_one_yaml_is_a_campaign(done):
+    config, found = done
     assert [search.name for search in found.searches] == ["transitions", "bm25", "fusion", "pareto"]
     assert [len(search.trials) for search in found.searches] == [6, 6, 12, 8]
     for comparison in (found.test, found.validation):
@@ -74,15 +85,20 @@ def test_one_yaml_is_a_campaign(ray_cluster, written, tmp_path):
     assert found.equal_before
     assert CampaignReport.model_validate_json((config.out / "report.json").read_text()) == found
 
+
+@pytest.mark.ray
+def test_the_page_is_whole_and_says_what_a_reader_looks_for(done):
+    config, found = done
     text = (config.out / "report.html").read_text()
     page = Page(text)
     assert page.open == []
     assert "script" not in page.tags
     assert page.hosts == []
     assert not re.search(r"https?://|url\(|@import|NaN", text)
+    assert page.tags.count("svg") == 3 * len(found.searches) + 1
     for search in found.searches:
-        for chart in ("over time", f"Parallel coordinates of {search.name}"):
-            assert chart in text
+        assert f"ndcg of {search.name} over time" in text
+        assert f"Parallel coordinates of {search.name}" in text
         assert f"Importance in {search.name}" in text
         assert sum(search.importance.values()) == pytest.approx(1, abs=0.01)
     for piece in ("Selection bias", "Best configuration", "Weights by segment", "The front"):
@@ -92,8 +108,12 @@ def test_one_yaml_is_a_campaign(ray_cluster, written, tmp_path):
     assert f"{found.test.difference.low:+.4f}" in text
     assert "python -m jobs.fit --config" in text
 
+
+@pytest.mark.ray
+def test_a_campaign_that_is_done_is_not_done_again(done):
+    config, found = done
     journals = {path: path.read_bytes() for path in config.out.rglob("journal.log")}
-    assert campaign(config) == found  # nothing is left to do
+    assert campaign(config) == found
     assert {path: path.read_bytes() for path in journals} == journals
     assert len(journals) == 4
     with pytest.raises(ConfigError, match=r"holds a campaign with another seed"):
@@ -101,11 +121,10 @@ def test_one_yaml_is_a_campaign(ray_cluster, written, tmp_path):
 
 
 @pytest.mark.ray
-def test_the_commands_of_the_report_make_the_winner_anew(ray_cluster, written, tmp_path):
-    config = parse(CampaignConfig, ["--config", str(written), "--sources.trials", "3"])
-    found = campaign(config)
+def test_the_commands_of_the_report_make_the_winner_anew(done):
+    config, found = done
     (make, copy, measure) = found.commands
-    again = tmp_path / "pipeline-again"
+    again = config.pipeline.with_name("pipeline-again")
     assert make == f"python -m jobs.fit --config {config.out / 'winner.yaml'} --pipeline {again}"
     settings = yaml.safe_load((config.out / "winner.yaml").read_text())
     fit(FitConfig(**{**settings, "pipeline": again}))

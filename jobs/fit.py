@@ -44,6 +44,8 @@ from fusionrec.sources.semantic import Semantic
 from fusionrec.sources.transitions import Transitions
 from jobs.entry import run
 
+_SLOW = frozenset({"sasrec"})
+
 
 class FitConfig(JobConfig):
     """Fit candidate sources."""
@@ -58,7 +60,9 @@ class FitConfig(JobConfig):
     """Write catalogue, known histories and settings, and fit nothing yet."""
     sources: tuple[str, ...] | None = None
     """Sources to fit, by name; by default all that the data can carry: semantic once jobs.embed has
-    run, ease unless there are more items than ease.learner.max_items."""
+    run, ease unless there are more items than ease.learner.max_items, no slow ones."""
+    slow_sources: bool = False
+    """Whether sasrec, which takes minutes to train, is among those by default."""
     candidates: int = Field(default=150, ge=1)
     """Items that each source proposes for a history."""
     rerank_top: int = Field(default=20, ge=1)
@@ -159,7 +163,7 @@ def _history_vectors(
 
 def _names(config: FitConfig, parts: Split) -> tuple[str, ...]:
     if config.sources is None:
-        names = list(SOURCES)
+        names = [name for name in SOURCES if config.slow_sources or name not in _SLOW]
         if not (config.pipeline / "vectors.npy").is_file():
             names.remove("semantic")
         limit = getattr(config.ease.learner, "max_items", None)

@@ -203,10 +203,13 @@ def ndcg_of(source: Source, data: TrainingData, cases: Cases) -> float:
 
 def _matrix(histories: Histories, num_items: int) -> sp.csr_matrix:
     """[B, I] 1 where the history has the item."""
-    ones = np.ones(len(histories.items), dtype=np.float32)
-    matrix = sp.csr_matrix(
-        (ones, histories.items, histories.offsets), shape=(len(histories), num_items)
+    # Copied, since scipy sorts what it is given in place: the histories would lose their order.
+    parts = (
+        np.ones(len(histories.items), dtype=np.float32),
+        histories.items.copy(),
+        histories.offsets.copy(),
     )
+    matrix = sp.csr_matrix(parts, shape=(len(histories), num_items))
     matrix.sum_duplicates()
     matrix.data[:] = 1
     return matrix

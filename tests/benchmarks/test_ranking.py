@@ -61,11 +61,14 @@ def test_reversed_ties_change_targets_and_nothing_else():
 
 def test_peers_find_what_goes_together_and_recommend_nothing_twice(synthetic: Dataset):
     parts = split(synthetic)
+    before = parts.train.items.copy(), parts.test.histories.items.copy()
     for found, fit_s in peers(parts, seed=0):
         assert found.seen_items == 0, found.name
         assert fit_s > 0
         ndcg = METRICS["ndcg"](found.ranks, 10).mean()
         assert ndcg > 10 / parts.num_items, found.name  # chance finds k of I
+    assert np.array_equal(parts.train.items, before[0])  # nobody has put them in another order
+    assert np.array_equal(parts.test.histories.items, before[1])
 
 
 def test_what_is_lost_without_a_source():

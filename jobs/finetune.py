@@ -1,14 +1,20 @@
-"""Fine-tune the encoder or the reranker on a data set's training histories.
+"""Fine-tune a language model on a data set's training histories, or on its catalogue's texts.
 
 ::
 
     python -m jobs.finetune --task encoder --dataset DIR --out RUN
     python -m jobs.finetune --task reranker --dataset DIR --pipeline PIPELINE --out RUN
+    python -m jobs.finetune --task decoder --encoder DECODER --dataset DIR --pipeline PIPELINE …
+    python -m jobs.finetune --task pretraining --dataset DIR --out RUN
+    python -m jobs.finetune --task rating --dataset DIR --out RUN
+    python -m jobs.finetune --task distillation --teacher RUN/model --dataset DIR --pipeline …
+    python -m jobs.finetune --task multi-task --objectives encoder,pretraining --dataset DIR …
     python -m torch.distributed.run --nproc-per-node 2 -m jobs.finetune …      without Ray
 
-The model is left in ``RUN/model``. ``jobs.embed --encoder RUN/model`` brings an encoder into a
-pipeline; a reranker is copied into the pipeline whose fused candidates it was trained on. The same
-command goes on with a run that was interrupted.
+The model is left in ``RUN/model``; ``--encoder RUN/model`` starts another task from it.
+``jobs.embed --encoder RUN/model`` brings an encoder into a pipeline; a reranker is copied into the
+pipeline whose fused candidates it was trained on. The same command goes on with a run that was
+interrupted.
 """
 
 from __future__ import annotations
@@ -16,12 +22,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch.distributed as dist
 from pydantic import Field
 from rich.console import Console
@@ -30,46 +36,76 @@ from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.splits import Protocol, split
-from fusionrec.data.text import item_texts
 from fusionrec.errors import ConfigError, DataError
+from fusionrec.language.models import resolve
 from fusionrec.progress import bar
 from fusionrec.training import preflight
+from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, prepare_process, train
-from fusionrec.training.examples import Examples
+from fusionrec.training.objectives.decoder import DecoderSettings
+from fusionrec.training.objectives.distillation import DistillationSettings
 from fusionrec.training.objectives.encoder import EncoderSettings
+from fusionrec.training.objectives.multitask import MultiTaskSettings
+from fusionrec.training.objectives.pretraining import PretrainingSettings
 from fusionrec.training.objectives.reranker import RerankerSettings
-from fusionrec.training.objectives.settings import TaskSettings
+from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 from fusionrec.training.tracking import Report
 from jobs.entry import run
+from jobs.examples import make_examples, rating_report, stored_settings
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder": {"batch_size": 64, "learning_rate": 1e-4, "max_tokens": 64},
     "reranker": {"batch_size": 8, "learning_rate": 2e-4, "max_tokens": 96},
+    "decoder": {"batch_size": 4, "learning_rate": 2e-4, "max_tokens": 512, "num_negatives": 19},
+    "pretraining": {"batch_size": 32, "learning_rate": 1e-4, "max_tokens": 128},
+    "rating": {"batch_size": 32, "learning_rate": 1e-4, "max_tokens": 96},
+    "distillation": {"batch_size": 8, "learning_rate": 2e-4, "max_tokens": 96},
+    "multi-task": {"batch_size": 16, "learning_rate": 1e-4, "max_tokens": 96},
 }
 """Where a task's default is not the one of TrainingConfig and TaskSettings."""
 
-_CHUNK = 128
-"""Histories that the pipeline answers at a time."""
+_RATED_CASES = 2_000
+"""Validation ratings that a rater is measured on at most."""
 
 
-class FinetuneConfig(JobConfig, EncoderSettings, RerankerSettings, TrainingConfig):  # type: ignore[misc]
+class FinetuneConfig(  # type: ignore[misc]
+    JobConfig,
+    EncoderSettings,
+    RerankerSettings,
+    DecoderSettings,
+    PretrainingSettings,
+    DistillationSettings,
+    MultiTaskSettings,
+    TrainingConfig,
+):
     """Fine-tune a language model: Ray Train and DeepSpeed, on CPUs or GPUs.
 
     Defaults by task: encoder --batch-size 64 --learning-rate 1e-4 --max-tokens 64; reranker
-    --batch-size 8 --learning-rate 2e-4 --max-tokens 96.
+    --batch-size 8 --learning-rate 2e-4 --max-tokens 96; decoder --batch-size 4 --learning-rate 2e-4
+    --max-tokens 512 --num-negatives 19; pretraining --batch-size 32 --learning-rate 1e-4
+    --max-tokens 128; rating --batch-size 32 --learning-rate 1e-4 --max-tokens
+    96; distillation --batch-size 8 --learning-rate 2e-4 --max-tokens 96; multi-task --batch-size 16
+    --learning-rate 1e-4 --max-tokens 96.
     """
 
-    task: Literal["encoder", "reranker"]
+    task: Literal[
+        "encoder", "reranker", "decoder", "pretraining", "rating", "distillation", "multi-task"
+    ]
     """encoder: text of a history → text of the next item; reranker: history and candidate → score,
-    against hard negatives from the pipeline's fused candidates."""
+    against hard negatives from the pipeline's fused candidates; decoder: the same by a causal
+    language model's answer; pretraining: the catalogue's texts, masked for an encoder, causal for a
+    decoder; rating: history and item → rating; distillation: a reranker's scores → a smaller model;
+    multi-task: several of these at once."""
     dataset: Path
     """Data set that jobs.ingest wrote."""
     out: Path
     """Directory of the run: checkpoints, TensorBoard, model."""
     pipeline: Path | None = None
     """Pipeline directory: whence the reranker's negatives come, and whither the reranker goes."""
+    teacher: Path | None = None
+    """Folder of the reranker, of either kind, that is learned from (distillation)."""
     protocol: Protocol = Protocol.LEAVE_ONE_OUT
     """Split whose training histories are used: leave-one-out or global-time."""
     num_workers: int = Field(1, ge=1)
@@ -83,9 +119,10 @@ class FinetuneConfig(JobConfig, EncoderSettings, RerankerSettings, TrainingConfi
     max_examples: int = Field(200_000, ge=1)
     """Examples in all; beyond it a random choice."""
     num_negatives: int = Field(7, ge=1)
-    """Hard negatives of an example (reranker)."""
+    """Hard negatives of an example (reranker, decoder, distillation)."""
     negatives_from: int = Field(50, ge=1)
-    """Negatives are drawn from the best so many fused candidates (reranker)."""
+    """Negatives are drawn from the best so many fused candidates (reranker, decoder,
+    distillation)."""
 
     def resolved(self) -> tuple[TaskSettings, TrainingConfig]:
         """Settings of task and engine, with the task's own defaults where nothing was said."""
@@ -101,18 +138,45 @@ class FinetuneConfig(JobConfig, EncoderSettings, RerankerSettings, TrainingConfi
             TrainingConfig(**{n: v for n, v in values.items() if n in TrainingConfig.model_fields}),
         )
 
-    def need_pipeline(self) -> Path:
-        """The pipeline directory.
+    @property
+    def num_negatives_of_task(self) -> int:
+        """As given, or else the task's own default."""
+        given = "num_negatives" in self.model_fields_set
+        default: int = DEFAULTS[self.task].get("num_negatives", self.num_negatives)
+        return self.num_negatives if given else default
+
+    def need(self, name: Literal["pipeline", "teacher"]) -> Path:
+        """A directory that the task cannot do without.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: it was not given.
         """
-        if self.pipeline is None:
+        place: Path | None = getattr(self, name)
+        if place is None:
+            reasons = {
+                "pipeline": "takes its negatives from the fused candidates of a pipeline; give "
+                "--pipeline DIR, which jobs.fit writes",
+                "teacher": "learns from a trained reranker; give --teacher DIR, the model folder "
+                "of its run",
+            }
+            raise ConfigError(f"setting {name} is missing: --task {self.task} {reasons[name]}")
+        return place
+
+    def check(self, needs: frozenset[Need]) -> None:
+        """Say what is missing before anything is loaded.
+
+        Raises:
+            ConfigError: names it.
+        """
+        if Need.NEGATIVES in needs:
+            self.need("pipeline")
+        if Need.TEACHER in needs:
+            self.need("teacher")
+        if self.task == "decoder" and "encoder" not in self.model_fields_set:
             raise ConfigError(
-                "setting pipeline is missing: --task reranker takes its negatives from the fused "
-                "candidates of a pipeline; give --pipeline DIR, which jobs.fit writes"
+                "setting encoder is missing: --task decoder needs a causal language model to start "
+                "from; give --encoder FOLDER"
             )
-        return self.pipeline
 
 
 def finetune(config: FinetuneConfig) -> TrainingResult:
@@ -122,8 +186,7 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         FusionRecError: see preflight, the engine and the worker.
     """
     settings, training = config.resolved()
-    if config.task == "reranker":
-        config.need_pipeline()  # said before anything is loaded
+    config.check(settings.needs)
     launched = dist.is_torchelastic_launched()
     num_workers = int(os.environ["WORLD_SIZE"]) if launched else config.num_workers
     preflight.check(settings, training, config.out, num_workers=num_workers)
@@ -144,8 +207,8 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
                 use_gpu=config.use_gpu,
                 max_failures=config.max_failures,
             )
-    if config.task == "reranker" and int(os.environ.get("RANK", "0")) == 0:
-        _install(Path(result.model), config.need_pipeline() / "reranker")
+    if int(os.environ.get("RANK", "0")) == 0:
+        _use(config, Path(result.model))
     return result
 
 
@@ -159,16 +222,22 @@ def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
     """
     directory = config.out / "examples"
     dataset = Dataset.open(config.dataset)
-    fields = ["protocol", "examples_per_user", "max_examples", "seed"]
-    if config.task == "reranker":
-        fields += ["num_negatives", "negatives_from"]
+    needs = settings.needs
     request: dict[str, Any] = {"task": config.task, "dataset": dataset.info.fingerprint}
     request |= {"settings": settings.model_dump(mode="json")}
-    request |= {name: getattr(config, name) for name in fields}
-    if config.task == "reranker":
+    if Need.HISTORIES in needs:
+        fields = ["protocol", "examples_per_user", "max_examples", "seed"]
+        request |= {name: getattr(config, name) for name in fields}
+    if Need.NEGATIVES in needs:
+        request |= {
+            "num_negatives": config.num_negatives_of_task,
+            "negatives_from": config.negatives_from,
+        }
         # The negatives come from these; other weights rank other items at the top.
-        parts = (config.need_pipeline() / name for name in ("pipeline.json", "fusion.json"))
-        request["pipeline"] = [json.loads(p.read_text()) if p.is_file() else None for p in parts]
+        request["pipeline"] = stored_settings(config.need("pipeline"))
+    if Need.TEACHER in needs:
+        weights = sorted(resolve(config.need("teacher")).glob("*.safetensors"))
+        request["teacher"] = [sha256_of(path) for path in weights]
     known = directory / "request.json"
     if known.exists() and json.loads(known.read_text(encoding="utf-8")) == request:
         return
@@ -178,43 +247,11 @@ def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
             f"data set {dataset.info.name} has no text to train a language model on: leave this "
             "job out"
         )
-    examples = Examples.of(
-        split(dataset, config.protocol).train,
-        per_user=config.examples_per_user,
-        limit=config.max_examples,
-        generator=np.random.default_rng([config.seed, 0]),
-        with_text=np.array([bool(text) for text in item_texts(dataset.catalogue)]),
-    )
-    if config.task == "reranker":
-        examples = _with_negatives(config, dataset, examples)
-    examples = examples.newest(settings.history_items)
+    examples = None  # of what reads the catalogue alone
+    if isinstance(settings, HistorySettings):
+        examples = make_examples(config, settings, dataset)
     save_task(config.task, settings, dataset.catalogue, examples, directory)
     known.write_text(json.dumps(request), encoding="utf-8")
-
-
-def _with_negatives(config: FinetuneConfig, dataset: Dataset, examples: Examples) -> Examples:
-    """Hard negatives: drawn from the top of the fused list of each example's history."""
-    # Here, because it brings FAISS and every source along: the encoder needs none of them.
-    from fusionrec.serving.pipeline import Pipeline, Stage
-
-    stages = frozenset({Stage.EMBEDDER, Stage.RETRIEVER})
-    pipeline = Pipeline.load(config.need_pipeline(), stages=stages)
-    fitted = pipeline.config
-    if fitted.dataset.fingerprint != dataset.info.fingerprint or fitted.protocol != config.protocol:
-        raise ConfigError(
-            f"setting pipeline = {config.pipeline} is wrong: it was fitted on "
-            f"{fitted.dataset.name} under {fitted.protocol} and {config.dataset} is "
-            f"{dataset.info.name} under {config.protocol}; give one that was fitted on the same"
-        )
-    candidates = np.full((len(examples), config.negatives_from), -1, dtype=np.int32)
-    with bar("Collect hard negatives", len(examples)) as advance:
-        for start in range(0, len(examples), _CHUNK):
-            chunk = examples.histories.slice(start, min(start + _CHUNK, len(examples)))
-            items = pipeline.recommend(chunk, rerank=False).items[:, : config.negatives_from]
-            candidates[start : start + len(chunk), : items.shape[1]] = items
-            advance(len(chunk))
-    generator = np.random.default_rng([config.seed, 1])
-    return examples.with_negatives(generator.permuted(candidates, axis=1), config.num_negatives)
 
 
 def _under_torchrun(
@@ -242,6 +279,22 @@ def _under_torchrun(
             return train(task, training, config.out, on_report=on_report)
     finally:
         dist.destroy_process_group()
+
+
+def _use(config: FinetuneConfig, model: Path) -> None:
+    """Do with the trained model what its task is for."""
+    learned = config.student if config.task == "distillation" else config.task
+    if learned in ("reranker", "decoder"):
+        _install(model, config.need("pipeline") / "reranker")
+    if config.task == "rating":
+        dataset = Dataset.open(config.dataset)
+        report = rating_report(
+            model, dataset, split(dataset, config.protocol), max_cases=_RATED_CASES
+        )
+        text = json.dumps(report, indent=1)
+        (config.out / "rating-errors.json").write_text(text, encoding="utf-8")
+        for name, errors in report.items():
+            sys.stdout.write(f"{name}: MAE {errors['mae']:.4f}, RMSE {errors['rmse']:.4f}\n")
 
 
 def _install(model: Path, place: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fusionrec.config import parse
 from fusionrec.data.catalogue import Catalogue
@@ -22,7 +23,7 @@ from fusionrec.language.reranker import Reranker
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.training.examples import Examples
 from fusionrec.training.tasks import load_task
-from jobs.finetune import FinetuneConfig, finetune, prepare
+from jobs.finetune import FinetuneConfig, _use, finetune, prepare
 
 NUM_USERS, NUM_ITEMS = 12, 20
 
@@ -33,9 +34,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated.*:DeprecationWar
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     """Twelve users with eight random events each, twenty items with titles."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset", None)
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory) -> Path:
+    """The same with ratings from 1 to 5."""
+    values = np.random.default_rng(1).integers(1, 6, NUM_USERS * 8).astype(np.float32)
+    return write_dataset(tmp_path_factory.mktemp("rated") / "dataset", values)
+
+
+def write_dataset(folder: Path, values: np.ndarray | None) -> Path:
     import pyarrow as pa
 
-    folder = tmp_path_factory.mktemp("data") / "dataset"
     generator = np.random.default_rng(0)
     words = ["love", "war", "space", "night", "book", "music"]
     catalogue = Catalogue(
@@ -55,7 +66,9 @@ def dataset(tmp_path_factory) -> Path:
                     "item_id": [item for _, item in events],
                     "timestamp": pa.array(range(len(events)), pa.int64()),
                     "event": ["view"] * len(events),
-                    "value": pa.nulls(len(events), pa.float32()),
+                    "value": pa.array(values, pa.float32())
+                    if values is not None
+                    else pa.nulls(len(events), pa.float32()),
                     "text": pa.nulls(len(events), pa.string()),
                     "domain": ["film"] * len(events),
                 }
@@ -78,7 +91,16 @@ def configure(dataset, tiny_encoder, tmp_path):
 @pytest.fixture
 def pipeline(monkeypatch, dataset, tmp_path) -> Path:
     """A pipeline that recommends every item in order of its code."""
+    return fake_pipeline(monkeypatch, dataset, tmp_path)
 
+
+@pytest.fixture
+def rated_pipeline(monkeypatch, rated, tmp_path) -> Path:
+    """The same, fitted on the data set with ratings."""
+    return fake_pipeline(monkeypatch, rated, tmp_path)
+
+
+def fake_pipeline(monkeypatch, dataset: Path, tmp_path: Path) -> Path:
     class Fake:
         config = types.SimpleNamespace(dataset=Dataset.open(dataset).info, protocol="leave-one-out")
 
@@ -93,7 +115,8 @@ def pipeline(monkeypatch, dataset, tmp_path) -> Path:
 
 
 def test_defaults_depend_on_the_task(configure):
-    encoder, reranker = (configure(task, "--seed", "3").resolved() for task in DEFAULT_BATCH)
+    resolved = {task: configure(task, "--seed", "3").resolved() for task in DEFAULT_BATCH}
+    encoder, reranker = resolved["encoder"], resolved["reranker"]
     assert encoder[1].batch_size == DEFAULT_BATCH["encoder"]
     assert reranker[1].batch_size == DEFAULT_BATCH["reranker"]
     assert encoder[1].seed == 3
@@ -102,12 +125,74 @@ def test_defaults_depend_on_the_task(configure):
         assert f"{task} --batch-size {size}" in " ".join((FinetuneConfig.__doc__ or "").split())
 
 
-DEFAULT_BATCH = {"encoder": 64, "reranker": 8}
+DEFAULT_BATCH = {"encoder": 64, "reranker": 8, "decoder": 4, "pretraining": 32, "rating": 32}
+DEFAULT_BATCH |= {"distillation": 8, "multi-task": 16}
 
 
 def test_reranker_needs_a_pipeline(configure):
     with pytest.raises(ConfigError, match="--pipeline DIR"):
         finetune(configure("reranker"))
+
+
+def test_what_a_task_cannot_do_without(configure, pipeline, tmp_path):
+    place = ("--pipeline", str(pipeline))
+    with pytest.raises(ConfigError, match="--teacher DIR"):
+        finetune(configure("distillation", *place))
+    config = parse(
+        FinetuneConfig,
+        ["--task", "decoder", "--dataset", "nowhere", "--out", str(tmp_path / "run"), *place],
+    )
+    with pytest.raises(ConfigError, match="--encoder FOLDER"):
+        finetune(config)
+
+
+def test_settings_of_other_tasks_are_ignored_aloud(configure):
+    with pytest.warns(UserWarning, match="--ranking-loss is ignored by --task encoder"):
+        configure("encoder", "--ranking-loss", "pairwise").resolved()
+
+
+def test_settings_reach_their_task(configure):
+    encoder, _ = configure(
+        "encoder", "--dimensions", "8,16", "--mined-negatives", "3", "--no-gather-negatives"
+    ).resolved()
+    assert encoder.dimensions == (8, 16)
+    assert encoder.mined_negatives == 3
+    assert not encoder.gather_negatives
+    several, _ = configure(
+        "multi-task", "--objectives", "encoder,rating", "--objective-weights", "1,0.5"
+    ).resolved()
+    assert several.objectives == ("encoder", "rating")
+    assert several.objective_weights == (1.0, 0.5)
+    with pytest.raises(ConfigError, match="give a weight for each"):
+        configure("multi-task", "--objective-weights", "1")
+
+
+@pytest.mark.parametrize(
+    ("task", "flags"),
+    [
+        ("reranker", ["--ranking-loss", "pairwise"]),
+        ("pretraining", []),
+        ("rating", []),
+        ("distillation", ["--student", "encoder"]),
+        ("multi-task", ["--objectives", "encoder,reranker,rating,pretraining"]),
+    ],
+)
+def test_every_task_is_made_from_a_data_set(
+    configure, rated, rated_pipeline, tiny_encoder, tmp_path, task, flags
+):
+    Reranker.load(tiny_encoder, device="cpu").save(tmp_path / "teacher")
+    places = ["--pipeline", str(rated_pipeline), "--teacher", str(tmp_path / "teacher")]
+    config = configure(task, *places, *flags).model_copy(update={"dataset": rated})
+    config.check(config.resolved()[0].needs)
+    prepare(config, config.resolved()[0])
+    made = load_task(config.out / "examples")
+    assert made.name == task
+    model = made.build_model()
+    (first, *_) = made.plan(2, np.random.default_rng(0))
+    loss = made.loss(model, made.batch(first))
+    assert np.isfinite(loss.item())
+    made.save(model, tmp_path / "model")
+    assert made.describe(first)
 
 
 def test_hard_negatives_come_from_the_pipeline(configure, pipeline):
@@ -196,6 +281,25 @@ def test_reranker_under_ray(configure, pipeline, ray_cluster):
 def test_non_finite_loss_reaches_the_driver(configure, ray_cluster):
     with pytest.raises(NonFiniteLoss, match="at step"):
         finetune(configure("encoder", "--batch-size", "4", "--learning-rate", "1e30"))
+
+
+def test_rating_report(configure, rated, tiny_encoder, tmp_path, capsys):
+    config = configure("rating").model_copy(update={"dataset": rated})
+    prepare(config, config.resolved()[0])
+    task = load_task(config.out / "examples")
+    model = task.build_model()
+    torch.nn.init.zeros_(model.classifier.weight)
+    task.save(model, tmp_path / "model")
+    _use(config, tmp_path / "model")
+    report = json.loads((config.out / "rating-errors.json").read_text())
+    assert set(report) == {"model", "user", "user and item", "mean"}
+    assert report["model"] == report["user"]  # its logit is 0 for everything
+    # Validation is each user's last event but one.
+    table = Dataset.open(rated).events
+    actual = table.values.reshape(NUM_USERS, 8)[:, -2]
+    mean = table.values.reshape(NUM_USERS, 8)[:, :-2].mean()
+    assert report["mean"]["mae"] == pytest.approx(np.abs(actual - mean).mean(), rel=1e-5)
+    assert capsys.readouterr().out.startswith("model: MAE")
 
 
 def test_torchrun(configure, tmp_path):

@@ -32,9 +32,9 @@ class SASRecConfig(Config):
     jobs.embed has run; so items are found of which there is text and no event."""
     num_negatives: int = Field(default=1024, ge=1)
     """Items drawn for each batch that the next ones are told from; all where there are no more."""
-    popularity_share: Annotated[float, Range(0, 1)] = Field(default=0.5, ge=0, le=1)
+    popularity_share: Annotated[float, Range(0, 1)] = Field(default=0.9, ge=0, le=1)
     """Share of them drawn as often as they are popular, the others uniformly; corrected for."""
-    dropout: Annotated[float, Range(0, 0.6)] = Field(default=0.3, ge=0, lt=1)
+    dropout: Annotated[float, Range(0, 0.6)] = Field(default=0.4, ge=0, lt=1)
     """Share of the numbers between layers that training sets to zero."""
     learning_rate: Annotated[float, Range(3e-4, 3e-3, log=True)] = Field(default=1e-3, gt=0)
     """Step size of AdamW."""
@@ -44,7 +44,7 @@ class SASRecConfig(Config):
     """Events of a batch, of histories of about equal length; fewer where there are few in all."""
     epochs: int = Field(default=60, ge=1)
     """Passes over the training events, at most."""
-    patience: int = Field(default=4, ge=1)
+    patience: int = Field(default=5, ge=1)
     """Epochs without a better NDCG@10 of the held-out events after which training ends."""
     held_out: float = Field(default=0.02, gt=0, lt=1)
     """Share of the events that is held out to end training by, the newest of their users."""

@@ -30,6 +30,10 @@ from fusionrec.sources.sequential.config import SASRecConfig
 
 _SPREAD = 0.02
 """Standard deviation of new weights, and of the entries of new item vectors."""
+_BLOCK = 65_536
+"""Items whose texts are mapped at a time."""
+_SAMPLE = 20_000
+"""Texts, about, whose principal components are looked for."""
 _TEXT_ALONE = 0.25
 """How often, in training, an item with a text vector is placed by that alone."""
 
@@ -62,6 +66,14 @@ class ItemVectors(nn.Module):
         if self.training:
             free = free * (torch.rand(*codes.shape, 1) >= _TEXT_ALONE)
         return free + self.from_text(codes)
+
+    def known(self, warm: Tensor) -> Tensor:
+        """[I, D] of all items; of those that are not ``warm`` [I], what their text says."""
+        parts = []
+        for codes in torch.split(torch.arange(len(warm)), _BLOCK):
+            text = self.from_text(codes)
+            parts.append(torch.where(warm[codes, None], self.free(codes) + text, text))
+        return torch.cat(parts)
 
     def from_text(self, codes: Tensor) -> Tensor:
         """[…, D] what the texts of the items ``codes`` say; 0 where there is none."""
@@ -158,7 +170,8 @@ def _principal(texts: FloatArray, width: int) -> tuple[FloatArray, FloatArray]:
 
     The mapped vectors have entries as large as free ones; components that are not there are 0.
     """
-    written = texts[texts.any(axis=1)].astype(np.float64)
+    sample = texts[:: max(1, len(texts) // _SAMPLE)]
+    written = sample[sample.any(axis=1)].astype(np.float64)
     weight = np.zeros((width, texts.shape[1]))
     if not len(written):
         return weight.astype(np.float32), np.zeros(width, dtype=np.float32)

@@ -152,7 +152,8 @@ class Training:
         """The model after its best epoch; before the first, items have no vectors but by text."""
         now = self._state()
         self._model.load_state_dict(self._kept)
-        vectors = self._vectors()
+        warm = self._warm if self.epochs else torch.zeros_like(self._warm)
+        vectors = self._model.items.known(warm)
         self._model.load_state_dict(now)
         weights = {
             name: value.numpy()
@@ -163,14 +164,6 @@ class Training:
 
     def _state(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self._model.state_dict().items()}
-
-    def _vectors(self) -> Tensor:
-        """[I, D] of all items; of one without events, what its text says."""
-        codes = torch.arange(len(self._warm))
-        vectors: Tensor = self._model.items(codes)
-        cold = codes[~self._warm] if self.epochs else codes
-        vectors[cold] = self._model.items.from_text(cold)
-        return vectors
 
     def _learn(self, generator: np.random.Generator) -> float:
         model, losses = self._model.train(), []
@@ -192,7 +185,7 @@ class Training:
     def _measure(self) -> float:
         """NDCG@10 of the held-out events, among the items with events, the history's own apart."""
         self._model.eval()
-        vectors = self._model.items(torch.arange(len(self._warm)))
+        vectors = self._model.items.known(self._warm)
         gains = [torch.zeros(0)]
         for part in self._held_out.blocks(max(1, _SCORES // len(vectors))):
             scores = self._newest(part.histories) @ vectors.T

@@ -24,6 +24,7 @@ import os
 import shutil
 import sys
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,11 +39,12 @@ from fusionrec.data.dataset import Dataset
 from fusionrec.data.splits import Protocol, split
 from fusionrec.errors import ConfigError, DataError
 from fusionrec.language.models import resolve
-from fusionrec.progress import bar
+from fusionrec.progress import Advance, bar, console
 from fusionrec.training import preflight
 from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, prepare_process, train
+from fusionrec.training.loads import load_of
 from fusionrec.training.objectives.decoder import DecoderSettings
 from fusionrec.training.objectives.distillation import DistillationSettings
 from fusionrec.training.objectives.encoder import EncoderSettings
@@ -112,6 +114,8 @@ class FinetuneConfig(  # type: ignore[misc]
     """Worker processes, each with a GPU where there are any; under torchrun its own number."""
     use_gpu: bool | None = None
     """Default: whether the cluster has GPUs now; say yes on one that scales up from none."""
+    dry_run: bool = False
+    """Check the settings, say what memory and disk the run will take, and end."""
     max_failures: int = Field(2, ge=-1)
     """How often failed workers are started again; −1 without end."""
     examples_per_user: int = Field(10, ge=1)
@@ -186,10 +190,10 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         FusionRecError: see preflight, the engine and the worker.
     """
     settings, training = config.resolved()
-    config.check(settings.needs)
     launched = dist.is_torchelastic_launched()
-    num_workers = int(os.environ["WORLD_SIZE"]) if launched else config.num_workers
-    preflight.check(settings, training, config.out, num_workers=num_workers)
+    planned = plan(config)
+    if _first():
+        console.print(planned.sentence, highlight=False, soft_wrap=True)
     if launched:
         result = _under_torchrun(config, settings, training)
     else:
@@ -207,9 +211,39 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
                 use_gpu=config.use_gpu,
                 max_failures=config.max_failures,
             )
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _first():
         _use(config, Path(result.model))
     return result
+
+
+def plan(config: FinetuneConfig) -> preflight.Plan:
+    """What the run will take; reads neither weights nor data.
+
+    Raises:
+        FusionRecError: see preflight.
+    """
+    settings, training = config.resolved()
+    config.check(settings.needs)
+    if dist.is_torchelastic_launched():
+        num_workers = int(os.environ["WORLD_SIZE"])
+        workers_here = int(os.environ["LOCAL_WORLD_SIZE"])
+    else:
+        num_workers = config.num_workers
+        # On a cluster nobody knows yet which node will take how many.
+        workers_here = 1 if os.environ.get("RAY_ADDRESS") else num_workers
+    return preflight.check(
+        settings,
+        training,
+        config.out,
+        lambda size: load_of(config.task, settings, size, config.num_negatives_of_task),
+        num_workers=num_workers,
+        workers_here=workers_here,
+    )
+
+
+def _first() -> bool:
+    """Whether this process is the one that talks."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
@@ -266,14 +300,18 @@ def _under_torchrun(
             prepare(config, settings)
         dist.barrier()
         task = load_task(config.out / "examples")
-        with bar(f"Fine-tune the {config.task}", None) as advance:
+        with ExitStack() as stack:
+            advance: Advance | None = None
             shown = 0
 
             def on_report(report: Report) -> None:
-                nonlocal shown
-                note = f"loss {report.loss:.4f} · {report.examples_per_s:.1f} examples/s"
+                nonlocal advance, shown
                 if first:
-                    advance(report.step - shown, note)
+                    # Only now is it known how many steps there are.
+                    advance = advance or stack.enter_context(
+                        bar(f"Fine-tune ({config.task})", report.total)
+                    )
+                    advance(report.step - shown, report.note)
                 shown = report.step
 
             return train(task, training, config.out, on_report=on_report)
@@ -310,8 +348,11 @@ def _install(model: Path, place: Path) -> None:
 def main() -> None:
     """Parse, train, report."""
     config = parse(FinetuneConfig)
+    if config.dry_run:
+        sys.stdout.write(f"{plan(config).sentence}\n")
+        return
     result = finetune(config)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _first():
         console = Console()
         rate = result.examples / result.seconds if result.seconds else 0.0
         console.print(

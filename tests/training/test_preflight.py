@@ -1,28 +1,77 @@
+import importlib.util
 import shutil
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from fusionrec.errors import ConfigError, ModelError, TrainingError
 from fusionrec.language.precision import Precision
 from fusionrec.training import preflight
 from fusionrec.training.config import LoraSettings, TrainingConfig
-from fusionrec.training.tasks import TaskSettings
+from fusionrec.training.loads import load_of
+from fusionrec.training.objectives.encoder import EncoderSettings
 
 
 @pytest.fixture
 def check(tiny_encoder, tmp_path):
-    def run(settings: dict | None = None, num_workers: int = 1, **training) -> None:
-        chosen = TaskSettings(**{"encoder": str(tiny_encoder)} | (settings or {}))
-        preflight.check(
-            chosen, TrainingConfig(**training), tmp_path / "a" / "b", num_workers=num_workers
+    def run(settings: dict | None = None, num_workers: int = 1, **training) -> preflight.Plan:
+        chosen = EncoderSettings(**{"encoder": str(tiny_encoder)} | (settings or {}))
+        return preflight.check(
+            chosen,
+            TrainingConfig(**training),
+            tmp_path / "a" / "b",
+            lambda size: load_of("encoder", chosen, size, 7),
+            num_workers=num_workers,
+            workers_here=num_workers,
         )
 
     return run
 
 
 def test_all_is_well(check):
-    check()
+    plan = check()
+    assert 0 < plan.estimate.peak < plan.available
+    assert "million parameters are trained" in plan.sentence
+
+
+@pytest.mark.parametrize(
+    ("share", "settings", "remedy"),
+    [
+        (0.8, {}, "--activation-checkpointing fits"),
+        (0.3, {}, r"--activation-checkpointing --batch-size \d+ --accumulation \d+ fits"),
+        (0.001, {}, "take a smaller model"),
+    ],
+)
+def test_memory_is_too_small(check, monkeypatch, share, settings, remedy):
+    need = check(batch_size=64, **settings).estimate.peak
+    monkeypatch.setattr(preflight, "_available", lambda _: int(need * share))
+    with pytest.raises(TrainingError, match=remedy):
+        check(batch_size=64, **settings)
+
+
+def test_sharding_comes_before_smaller_batches(check, monkeypatch, tmp_path):
+    """Two billion parameters, of which ZeRO-3 gathers one; the weights are an empty file."""
+    shape = {"hidden_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 32}
+    BertConfig(**shape, intermediate_size=16384, vocab_size=1000).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**15))
+    monkeypatch.setattr(preflight, "_available", lambda _: 10**15)
+    large = {"settings": {"encoder": str(tmp_path)}, "num_workers": 8, "batch_size": 2}
+    large |= {"activation_checkpointing": True}
+    first, third = (check(**large, zero_stage=stage).estimate for stage in (1, 3))
+    assert first.parameters == pytest.approx(2.4e9, rel=0.02)
+    assert third.peak < first.peak
+    monkeypatch.setattr(preflight, "_available", lambda _: int(1.1 * (first.peak + third.peak) / 2))
+    with pytest.raises(TrainingError, match=": --zero-stage 3 fits"):
+        check(**large)
+
+
+def test_tracker_is_not_installed(check, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"fusionrec\[mlflow\]"):
+        check(trackers=("mlflow",))
 
 
 def test_model_is_missing(check):

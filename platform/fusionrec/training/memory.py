@@ -108,7 +108,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, *known: torch.Tensor) -> None:
         """Leave ``known`` tensors, and their views, out."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._seen: Any = WeakIdKeyDictionary()
         for tensor in known:
@@ -212,7 +212,7 @@ def _trace(model: Any, load: Load) -> tuple[int, int]:
                 outputs.append(model(input_ids=ids, attention_mask=mask, **last).logits.float())
         loss = torch.stack([output.square().sum() for output in outputs]).sum()
         forward = live.live
-        loss.backward()
+        torch.autograd.backward(loss)
     return forward, live.peak
 
 

@@ -1,42 +1,156 @@
-"""What would stop a run after minutes, said in one sentence before any worker starts."""
+"""What would stop a run after minutes, said in one sentence before any worker starts.
+
+Memory is estimated from the model's config (:mod:`fusionrec.training.memory`); a run that will not
+fit is refused with the nearest settings that do, nearest meaning that they change the result least.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
 from fusionrec.errors import ConfigError, ModelError, TrainingError
 from fusionrec.language.models import resolve
 from fusionrec.language.precision import Precision
-from fusionrec.training.config import Method, TrainingConfig
+from fusionrec.training.config import Method, TrackerName, TrainingConfig
+from fusionrec.training.memory import Estimate, Load, estimate
 from fusionrec.training.tasks import TaskSettings
 
-_FULL_COPIES = 4
-"""Float32 copies of the weights in a checkpoint of a full run: weights, master, two moments."""
+LoadOf: TypeAlias = Callable[[int], Load]
+"""What a backward pass goes through, by batch size."""
+
+_LIBRARIES = 700_000_000
+"""About the bytes of a process that has imported torch, DeepSpeed and transformers."""
+_SPARE = 1.1
+"""An allocator takes a little more than what is used at once."""
+_PACKAGES = {TrackerName.MLFLOW: "mlflow", TrackerName.WANDB: "wandb"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will take."""
+
+    estimate: Estimate
+    """Of one worker."""
+    available: int
+    """Bytes that a worker can have: of its GPU, or its part of this machine's memory."""
+
+    @property
+    def sentence(self) -> str:
+        """For the person who starts it."""
+        e = self.estimate
+        parts = {"weights": e.weights, "gradients": e.gradients, "optimizer": e.optimizer}
+        parts["activations"] = e.activations
+        listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+        return (
+            f"{e.trained / 1e6:,.1f} of {e.parameters / 1e6:,.1f} million parameters are trained; "
+            f"a worker takes up to {_gb(e.peak)} of {_gb(self.available)} ({listed}), a checkpoint "
+            f"{_gb(e.checkpoint)}"
+        )
 
 
 def check(
-    settings: TaskSettings, config: TrainingConfig, directory: Path, *, num_workers: int
-) -> None:
+    settings: TaskSettings,
+    config: TrainingConfig,
+    directory: Path,
+    load_of: LoadOf,
+    *,
+    num_workers: int,
+    workers_here: int,
+) -> Plan:
     """Look at this machine and these settings; read no weights.
 
+    Args:
+        settings: Of the task.
+        config: Of the engine.
+        directory: Of the run.
+        load_of: See :func:`fusionrec.training.loads.load_of`.
+        num_workers: In all.
+        workers_here: Of these, how many share this machine's memory.
+
     Raises:
-        ConfigError: settings contradict each other or the model.
+        ConfigError: settings contradict each other, the model, or what is installed.
         ModelError: the model is not there or not usable.
-        TrainingError: a compiler or ninja is missing, or the disk is too small.
+        TrainingError: a compiler or ninja is missing, or memory or the disk are too small.
     """
     _settings(config, num_workers)
     folder = resolve(settings.encoder, settings.revision)
     _positions(folder, settings)
     _build_tools()
-    _disk(folder, config, directory)
+    available = _available(workers_here)
+    need = estimate(folder, load_of(config.batch_size), config, num_workers=num_workers)
+    _disk(need, config, directory)
+    if need.peak * _SPARE > available:
+        remedy = "take a smaller model, or a machine with more"
+        for flags, other in _nearer(config, num_workers):
+            found = estimate(folder, load_of(other.batch_size), other, num_workers=num_workers)
+            if found.peak * _SPARE <= available:
+                remedy = f"{flags} fits ({_gb(found.peak)})"
+                break
+        raise TrainingError(
+            f"a worker needs about {_gb(need.peak)} of memory, {_gb(need.activations)} of it for "
+            f"the activations of its batch, and can have {_gb(available)}: {remedy}"
+        )
+    return Plan(need, available)
+
+
+def _nearer(config: TrainingConfig, num_workers: int) -> Iterator[tuple[str, TrainingConfig]]:
+    """Settings that take less, those first that change the result least, and their flags."""
+    flags, changed = "", config
+    if not config.activation_checkpointing:
+        flags += " --activation-checkpointing"
+        changed = changed.model_copy(update={"activation_checkpointing": True})
+        yield flags.strip(), changed
+    for stage in range(config.zero_stage + 1, 4 if num_workers > 1 else 0):
+        changed = changed.model_copy(update={"zero_stage": stage})
+        yield f"{flags} --zero-stage {stage}".strip(), changed
+    if changed.zero_stage != config.zero_stage:
+        flags += f" --zero-stage {changed.zero_stage}"
+    for method in (config.method, Method.LORA):
+        tried = f"{flags} --method lora" if method is not config.method else flags
+        size, times = config.batch_size, config.accumulation
+        while size >= 1:
+            update = {"batch_size": size, "accumulation": times, "method": method}
+            smaller = f" --batch-size {size} --accumulation {times}"
+            yield (
+                (tried + (smaller if size < config.batch_size else "")).strip(),
+                changed.model_copy(update=update),
+            )
+            size, times = size // 2, times * 2
+        if config.method is Method.LORA:
+            break
+
+
+def _available(workers_here: int) -> int:
+    """Bytes that a worker can have: free on the GPU, or its part of what is free in memory."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return free
+    known = Path("/proc/meminfo")
+    if known.is_file():
+        lines = known.read_text(encoding="ascii").splitlines()
+        [line] = [line for line in lines if line.startswith("MemAvailable:")]
+        free = int(line.split()[1]) * 1024
+    else:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup")  # the container's own limit
+    if (group / "memory.max").is_file():
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text(encoding="ascii"))
+            free = min(free, int(limit) - used)
+    return max(0, free // workers_here - _LIBRARIES)
 
 
 def _settings(config: TrainingConfig, num_workers: int) -> None:
@@ -47,6 +161,12 @@ def _settings(config: TrainingConfig, num_workers: int) -> None:
         )
     if "lora" in config.model_fields_set and config.method is Method.FULL:
         warnings.warn("--lora.* is ignored by --method full: set --method lora", stacklevel=3)
+    for tracker, package in _PACKAGES.items():
+        if tracker in config.trackers and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"setting trackers = {tracker} needs the Python package {package}, which is not "
+                f"installed: run pip install 'fusionrec[{tracker}]'"
+            )
     if config.zero_stage > 1 and num_workers == 1:
         warnings.warn(
             f"--zero-stage {config.zero_stage} has nothing to shard with one worker", stacklevel=3
@@ -88,17 +208,20 @@ def _build_tools() -> None:
         ) from error
 
 
-def _disk(folder: Path, config: TrainingConfig, directory: Path) -> None:
+def _disk(need: Estimate, config: TrainingConfig, directory: Path) -> None:
     """Room for the checkpoints that are kept, one that is being written, and the result twice."""
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    checkpoint = _FULL_COPIES * size if config.method is Method.FULL else size // 4
-    needed = (config.keep_checkpoints + 1) * checkpoint + 2 * size
+    result = 4 * need.parameters
+    needed = (config.keep_checkpoints + 1) * need.checkpoint + 2 * result
     place = directory.resolve()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed:
         raise TrainingError(
-            f"{directory} needs about {needed / 1e9:.1f} GB for checkpoints and {place} has "
-            f"{free / 1e9:.1f} GB free: free some, set another --out or --keep-checkpoints 1"
+            f"{directory} needs about {_gb(needed)} for checkpoints and {place} has "
+            f"{_gb(free)} free: free some, set another --out or --keep-checkpoints 1"
         )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -97,13 +97,14 @@ class MLflow:
     """A run of the experiment ``fusionrec``: in ``mlflow.db``, or on the environment's server."""
 
     def __init__(self, directory: Path, _: int, settings: Mapping[str, Any]) -> None:
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric, Param
+        import mlflow
+        import mlflow.entities
 
-        self._metric: Any = Metric
+        library: Any = mlflow
+        self._metric = library.entities.Metric
         directory = directory.resolve()
         local = f"sqlite:///{directory / 'mlflow.db'}"
-        self._client: Any = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
+        self._client = library.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
         # A resumed run goes on in the same one.
         known = directory / "mlflow-run"
         if not known.exists():
@@ -114,7 +115,7 @@ class MLflow:
                 else self._client.create_experiment("fusionrec", (directory / "mlflow").as_uri())
             )
             run = self._client.create_run(experiment, run_name=directory.name).info.run_id
-            params = [Param(name, str(value)[:500]) for name, value in settings.items()]
+            params = [library.entities.Param(k, str(v)[:500]) for k, v in settings.items()]
             self._client.log_batch(run, params=params)
             known.write_text(run, encoding="utf-8")
         self._run = known.read_text(encoding="utf-8")

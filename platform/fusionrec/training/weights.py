@@ -121,14 +121,17 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
     Raises:
         ConfigError: the architecture cannot.
     """
-    whole: Any = model
-    if not getattr(whole, "supports_gradient_checkpointing", False):
+    able = [m for m in model.modules() if getattr(m, "supports_gradient_checkpointing", False)]
+    if not able:
         raise ConfigError(
             "setting activation_checkpointing = True is wrong: this model's architecture cannot "
             "compute its layers again; leave it out"
         )
-    # Reentrant checkpoints would lose the gradients of adapters behind frozen embeddings.
-    whole.activation_checkpointing_enable({"use_reentrant": False})
+    # A model of several parts has some that can.
+    for part in able[:1] if able[0] is model else able:
+        transformer: Any = part
+        # Reentrant checkpoints would lose the gradients of adapters behind frozen embeddings.
+        transformer.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def with_adapters(model: torch.nn.Module, task: Headed, config: TrainingConfig) -> torch.nn.Module:
@@ -164,7 +167,8 @@ def save_shards(engine: Any, directory: Path, *, only_trained: bool) -> None:
         OSError, RuntimeError: as torch.save does.
     """
     writer = engine.checkpoint_engine
-    write, faults = writer.save, []
+    write = writer.save
+    faults: list[Exception] = []
 
     def save(*args: Any, **kwargs: Any) -> None:
         try:

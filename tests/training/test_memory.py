@@ -1,0 +1,121 @@
+"""Estimates against known counts, and against what two workers really took."""
+
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, BertModel
+
+from fusionrec.training.config import LoraSettings, TrainingConfig
+from fusionrec.training.loads import load_of
+from fusionrec.training.memory import Architecture, LiveBytes, Load, Pass, Reads, estimate
+from fusionrec.training.objectives.encoder import EncoderSettings
+from fusionrec.training.objectives.reranker import RerankerSettings
+
+
+def small(rows: int = 4) -> Load:
+    passes = (Pass(rows, Reads.HIDDEN),)
+    return Load(architecture=Architecture.BACKBONE, passes=passes, tokens=16)
+
+
+def test_live_bytes():
+    with LiveBytes() as live:
+        a = torch.ones(250)
+        b = a * 2
+        view = b[:10]
+        assert live.live == live.peak == 2000
+        del a
+        assert (live.live, live.peak) == (1000, 2000)
+        del b
+        assert live.live == 1000  # the view holds it
+        del view
+        assert live.live == 0
+
+
+def test_parameters(tiny_encoder):
+    model = AutoModel.from_pretrained(tiny_encoder)
+    count = sum(p.numel() for p in model.parameters())
+    full = estimate(tiny_encoder, small(), TrainingConfig(), num_workers=1)
+    assert full.parameters == full.trained == count
+    assert full.weights == 2 * 4 * count  # and the masters
+    assert full.optimizer == 2 * 4 * count
+    config = TrainingConfig(method="lora", lora=LoraSettings(rank=3))
+    lora = estimate(tiny_encoder, small(), config, num_workers=1)
+    # Of each layer four matrices of 32 × 32 and two of 32 × 64; the pooler's.
+    adapters = 3 * (2 * (4 * (32 + 32) + 2 * (32 + 64)) + 32 + 32)
+    assert lora.trained == adapters
+    assert lora.parameters == count + adapters
+    assert lora.peak < full.peak
+
+
+def test_what_takes_less(tiny_encoder):
+    def peak(num_workers: int = 2, rows: int = 64, **settings) -> int:
+        config = TrainingConfig(**settings)
+        return estimate(tiny_encoder, small(rows), config, num_workers=num_workers).peak
+
+    assert peak(num_workers=2) < peak(num_workers=1)
+    assert peak(activation_checkpointing=True) < peak()
+    assert peak(rows=32) < peak()
+    assert peak(precision="bf16") < peak()
+
+
+def test_weights_are_not_read(tiny_encoder, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny_encoder / "config.json").read_bytes())
+    here = estimate(tmp_path, small(), TrainingConfig(), num_workers=1)
+    assert here == estimate(tiny_encoder, small(), TrainingConfig(), num_workers=1)
+
+
+def test_loads_of_tasks():
+    encoder = EncoderSettings(max_tokens=32)
+    assert load_of("encoder", encoder, 8, 7).passes == ((8, "hidden"), (8, "hidden"))
+    mined = EncoderSettings(mined_negatives=2)
+    assert load_of("encoder", mined, 8, 7).passes == ((8, "hidden"), (24, "hidden"))
+    cached = EncoderSettings(grad_cache=4)
+    assert load_of("encoder", cached, 8, 7).passes == ((4, "hidden"),)
+    pairs = load_of("reranker", RerankerSettings(), 8, 7)
+    assert pairs.passes == ((64, "answer"),)
+    assert "classifier" in pairs.head
+
+
+# The model is so wide and its batches so small that weights and optimizer take the memory, or the
+# other way round.
+WIDE = {"batch_size": 2, "tokens": 8}
+MEASURED = {f"{stage} full": WIDE | {"zero_stage": stage} for stage in (1, 2, 3)}
+MEASURED |= {
+    "lora": WIDE | {"method": "lora"},
+    "long": {"batch_size": 32, "tokens": 64},
+    "long, layers again": {"batch_size": 64, "tokens": 64, "activation_checkpointing": True},
+}
+
+
+@pytest.fixture(scope="module")
+def measured(workers, tmp_path_factory):
+    """{variant: (estimated, measured) bytes} of models of some million parameters."""
+    folders = {}
+    with torch.random.fork_rng():
+        for width, layers in ((512, 6), (192, 4)):
+            folders[width] = tmp_path_factory.mktemp(f"model-{width}")
+            shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
+            shape |= {"intermediate_size": 4 * width, "vocab_size": 1000}
+            BertModel(BertConfig(**shape)).save_pretrained(folders[width])
+    scenarios, estimates = [], []
+    common = {"max_steps": 2, "checkpoint_every": 99, "num_threads": 1}
+    # The first run of a process also takes what libraries make once.
+    for name, settings in {"first": WIDE, **MEASURED}.items():
+        config = common | {key: value for key, value in settings.items() if key != "tokens"}
+        folder = folders[512 if config["batch_size"] == 2 else 192]
+        task = {"model": str(folder), "num_examples": 400, "tokens": settings["tokens"]}
+        directory = workers.directory / f"measured {name}"
+        scenarios.append({"task": task, "config": config, "directory": str(directory)})
+        passes = (Pass(config["batch_size"], Reads.HIDDEN),)
+        load = Load(architecture=Architecture.BACKBONE, passes=passes, tokens=settings["tokens"])
+        found = estimate(folder, load, TrainingConfig(**config), num_workers=2)
+        estimates.append(found.peak)
+    answers = workers.run(*scenarios)
+    peaks = [answer["result"]["peak_memory_bytes"] for answer in answers]
+    pairs = zip(estimates[1:], peaks[1:], strict=True)
+    return dict(zip(MEASURED, pairs, strict=True))
+
+
+@pytest.mark.parametrize("variant", MEASURED)
+def test_estimate_is_within_20_percent_of_the_peak(measured, variant):
+    expected, peak = measured[variant]
+    assert expected == pytest.approx(peak, rel=0.2)

@@ -26,7 +26,8 @@ def progress_chart(history: SearchHistory) -> str:
         text(LEFT - 8, place(0, value)[1] + 4, f"{value:.4f}", "axis", "end")
         for value in (low, high)
     ]
-    best, steps = -math.inf, []
+    best = -math.inf
+    steps: list[tuple[float, float]] = []
     for trial in history.trials:
         x, y = place(trial.at_s, trial.value)
         role = "best" if trial.number == history.best else "other"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from fusionrec.errors import ConfigError
@@ -80,7 +81,7 @@ def write_json(path: Path, value: Any) -> None:
 def open_study(
     directory: Path,
     name: str,
-    directions: list[str],
+    directions: Sequence[StudyDirection],
     start: Mapping[str, Any],
     sampler: Callable[[int], BaseSampler],
     seed: int,

@@ -19,6 +19,7 @@ import optuna
 import ray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
+from optuna.study import StudyDirection
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
@@ -86,7 +87,10 @@ def run_search(search: Search, trainable: type[tune.Trainable], **parts: object)
         ConfigError: every trial failed.
         KeyboardInterrupt: it was stopped; the same call goes on with it.
     """
-    directions = [f"{mode}imize" for mode in search.metrics.values()]
+    directions = [
+        StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
+        for mode in search.metrics.values()
+    ]
     study, storage = open_study(
         search.directory,
         search.name,
@@ -119,7 +123,7 @@ def _tune(
 ) -> BaseException | None:
     """Evaluate the trials that are left; returns the first error of one, if any."""
     done = len(ended(study))
-    metrics, modes = list(search.metrics), list(search.metrics.values())
+    metrics, modes = list(search.metrics), [str(mode) for mode in search.metrics.values()]
     several = len(metrics) > 1
     searcher = OptunaSearch(
         space=dict(search.space),
@@ -169,7 +173,8 @@ def _tune(
 
 def fit(cpus: int, workers: int | None) -> tuple[int, int]:
     """CPUs of a trial and trials at a time that the cluster can carry: asked for more, it hangs."""
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in alive]
     cpus = max(1, min(cpus, max(nodes)))
     room = max(1, sum(each // cpus for each in nodes))
     return cpus, min(workers or room, room)

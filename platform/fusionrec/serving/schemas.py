@@ -154,8 +154,8 @@ class Recommendation(_Answer):
     score: float
     """The fused score: comparable within one answer only."""
     terms: dict[str, float] | None = None
-    """With `explain`: what each source added, and where there are such terms what `history`, `item`,
-    `diversity` and `reranker` did. They sum to the score."""
+    """With `explain`: what each source added, and where there are such terms what `history`,
+    `item`, `diversity` and `reranker` did. They sum to the score."""
     categories: list[str] | None = None
     """With `explain`."""
     domain: str | None = None

@@ -59,7 +59,6 @@ def test_all_sources_are_fitted(pipeline):
         "ease",
         "transitions",
         "ials",
-        "sasrec",
         "bm25",
         "semantic",
     }

@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import gc
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -156,13 +157,14 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
     if load.architecture is Architecture.CLASSIFIER:
         described.num_labels = 1
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with FakeTensorMode(), torch.device(device):
+    dtype = torch.bfloat16 if half else torch.float32
+    with FakeTensorMode(), torch.device(device), _made_in(dtype):
         kind: Any = getattr(transformers, load.architecture)
-        model = load_pretrained(lambda _, **__: kind.from_config(described), folder)
+        model = load_pretrained(lambda _, **__: kind.from_config(described, dtype=dtype), folder)
         if config.activation_checkpointing:
             checkpoint_activations(model)
-        model = with_adapters(model, load, config)
-        model = model.to(torch.bfloat16 if half else torch.float32).train()
+        # Made in their dtype: fake weights cannot be converted afterwards.
+        model = with_adapters(model, load, config).train()
         counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
         forward, peak = _trace(model, load)
     parameters = sum(count for count, _ in counts)
@@ -190,6 +192,19 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
         peak=weights + optimizer + bucket + max(gathered + held + peak, gradients + stepping),
         checkpoint=(trained * size if config.zero_stage < 3 else 0) + 3 * trained * _WHOLE,
     )
+
+
+@contextlib.contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """New weights are of ``dtype`` and stay so: torch cannot convert or move fake ones."""
+    before, to = torch.get_default_dtype(), torch.nn.Module.to
+    torch.set_default_dtype(dtype)
+    torch.nn.Module.to = lambda self, *_, **__: self  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+        torch.nn.Module.to = to  # type: ignore[method-assign]
 
 
 def _trace(model: Any, load: Load) -> tuple[int, int]:

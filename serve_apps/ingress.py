@@ -47,7 +47,7 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
     # In /tmp whatever TMPDIR says: Serve adds 56 digits, and a socket's path ends at 97 characters.
     folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
     _made.append(folder)
-    metrics, statistics = _free_ports(2)
+    metrics, statistics = free_ports(2)
     # By default all Serves of a machine share these, and the second one stops the first.
     environment.update(
         {
@@ -70,7 +70,7 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # Three failures in a row, and HAProxy is started again; every 10 s by default.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        # Ten times a second by default, which takes 4% of a core from the models.
+        # Both ten times a second by default: CPU that the models then lack.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         # Ray gives way to everything else by default: right for jobs, wrong for an endpoint.
@@ -96,9 +96,8 @@ def stop_haproxy() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nothing listens on."""
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.harness.processes import free_ports
 from fusionrec.evaluation.report import Report
+from serve_apps.ingress import free_ports
 from tuning.report import CampaignReport
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import psutil
 
 from benchmarks.load import STARTED, Result
 from fusionrec.errors import ServingError
+from serve_apps.ingress import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 300.0
@@ -70,13 +70,6 @@ def free_port() -> int:
     """A port of the loopback interface that nothing listens on."""
     [port] = free_ports(1)
     return port
-
-
-def free_ports(count: int) -> list[int]:
-    """As :func:`free_port`, several at once."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from fusionrec.data.splits import Cases, Protocol, Split, split
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import RealArray
 from fusionrec.evaluation.significance import BootstrapConfig, Comparison, compare
-from fusionrec.evaluation.systems import BLOCK, Kind, ListMeter, Measured
+from fusionrec.evaluation.systems import BLOCK, Kind, ListMeter, Measured, measure_source
 from fusionrec.fusion.normalisation import scales
 from fusionrec.fusion.objective import Objective
 from fusionrec.fusion.refine import Setting, polish
@@ -192,13 +192,10 @@ def with_ties_reversed(dataset: Dataset, protocol: Protocol) -> Split:
 
 
 def ndcg_of(source: Source, data: TrainingData, cases: Cases) -> float:
-    """NDCG@10 of ``source``, fitted on ``data``, by its own lists."""
-    fitted = source.fit(data)
-    meter = ListMeter(source.name, Kind.SOURCE, cases, DEPTH, 10)
-    for start in range(0, len(cases), BLOCK):
-        top = fitted.top(cases.histories.slice(start, min(start + BLOCK, len(cases))), DEPTH)
-        meter.add(top.items, top.scores)
-    return float(METRICS["ndcg"](meter.measured().ranks, 10).mean())
+    """NDCG@10 of ``source``, fitted on ``data``."""
+    counts = np.bincount(data.histories.items, minlength=data.num_items)
+    found = measure_source(source.fit(data), cases, counts, 10)
+    return float(METRICS["ndcg"](found.ranks, 10).mean())
 
 
 def _matrix(histories: Histories, num_items: int) -> sp.csr_matrix:

@@ -7,7 +7,6 @@ with a batch, in one thread.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -15,14 +14,17 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from pydantic import Field
 from rich.table import Table
 
+from fusionrec.config import JobConfig, parse
 from fusionrec.data.histories import Histories
 from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.features import ItemStatistics
 from fusionrec.fusion.lambdarank import LambdaRank, LambdaRankConfig
 from fusionrec.fusion.model import Fusion, Segment, fuse
 from fusionrec.progress import console
+from jobs.entry import run
 
 SOURCES = tuple(f"source {number}" for number in range(7))
 ITEMS = 10_000
@@ -81,15 +83,21 @@ def measure(width: int, repeats: int) -> Table:
     return table
 
 
+class LearnedFusionBenchmark(JobConfig):
+    """Measure the learned fusion beside the linear one."""
+
+    candidates: int = Field(default=600, ge=1)
+    """Of a history."""
+    repeats: int = Field(default=100, ge=1)
+    """Calls that a median is taken of."""
+
+
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--candidates", type=int, default=600, help="of a history")
-    parser.add_argument("--repeats", type=int, default=100)
-    options = parser.parse_args()
-    console.print(measure(options.candidates, options.repeats))
-    sys.stdout.write(f"{options.candidates} candidates; milliseconds a history, one thread\n")
+    config = parse(LearnedFusionBenchmark)
+    console.print(measure(config.candidates, config.repeats))
+    sys.stdout.write(f"{config.candidates} candidates; milliseconds a history, one thread\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -45,13 +45,13 @@ def peers(parts: Split, seed: int) -> Iterator[tuple[Measured, float]]:
     asked = _matrix(cases.histories, parts.num_items)
     nearest = implicit.nearest_neighbours
     depth = min(DEPTH, parts.num_items)  # what is asked for beyond comes as item 0
-    models = {
-        "implicit ALS": implicit.als.AlternatingLeastSquares(**ALS, random_state=seed),
-        "implicit cosine kNN": nearest.CosineRecommender(K=NEIGHBOURS),
-        "implicit TF-IDF kNN": nearest.TFIDFRecommender(K=NEIGHBOURS),
-        "implicit BM25 kNN": nearest.BM25Recommender(K=NEIGHBOURS),
-    }
     with threadpool_limits(1, user_api="blas"):  # as implicit asks for: it has threads of its own
+        models = {
+            "implicit ALS": implicit.als.AlternatingLeastSquares(**ALS, random_state=seed),
+            "implicit cosine kNN": nearest.CosineRecommender(K=NEIGHBOURS),
+            "implicit TF-IDF kNN": nearest.TFIDFRecommender(K=NEIGHBOURS),
+            "implicit BM25 kNN": nearest.BM25Recommender(K=NEIGHBOURS),
+        }
         for name, model in models.items():
             began = time.perf_counter()
             with warnings.catch_warnings():  # it weights into a format that it then warns about

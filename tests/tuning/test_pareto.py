@@ -143,11 +143,14 @@ def test_the_front_is_kept_and_the_chosen_point_is_left(ray_cluster, fitted, syn
     assert pipeline.fusion == (start if not chosen.number else weighed(start, chosen.params))
     assert pipeline.config.sources == pipeline.fusion.sources
 
-    left = {n: (directory / n).read_bytes() for n in ("fusion.json", "pipeline.json")}
-    settings = {**json.loads(left["pipeline.json"]), "sources": list(start.sources)}
-    (directory / "pipeline.json").write_text(json.dumps(settings))  # killed between the two files
+    def left():
+        return [json.loads((directory / n).read_text()) for n in ("fusion.json", "pipeline.json")]
+
+    fusion, settings = left()
+    half = {**settings, "sources": list(start.sources)}
+    (directory / "pipeline.json").write_text(json.dumps(half))  # killed between the two files
     assert campaign(config) == front
-    assert {n: (directory / n).read_bytes() for n in left} == left
+    assert left() == [fusion, settings]
 
 
 def test_without_a_fusion_the_remedy_is_named(fitted, synthetic, tmp_path):

@@ -102,7 +102,10 @@ def train(
         ModelError: the model cannot be loaded.
     """
     done = finished(task, config, directory)
-    return done or _Run(task, config, directory).train(on_report)
+    if done is not None:
+        return done
+    with weights.own_linear():
+        return _Run(task, config, directory).train(on_report)
 
 
 def finished(task: Task, config: TrainingConfig, directory: Path) -> TrainingResult | None:

@@ -9,8 +9,8 @@ import argparse
 import os
 import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +98,20 @@ def build_engine(
         model=module, model_parameters=[g for g in groups if g["params"]], config=settings
     )
     return engine
+
+
+@contextmanager
+def own_linear() -> Iterator[None]:
+    """Leave ``torch.nn.functional.linear`` as it was.
+
+    ZeRO-3 puts its own in place, which keeps no gathered weights, and never takes it back: whatever
+    the process trains next, under any stage, would round differently.
+    """
+    linear = torch.nn.functional.linear
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = linear
 
 
 def _dimensions(parameter: torch.nn.Parameter) -> int:
@@ -189,10 +203,19 @@ def save_shards(engine: Any, directory: Path, *, only_trained: bool) -> None:
 
 def load_shards(engine: Any, directory: Path, *, only_trained: bool) -> None:
     """The inverse of :func:`save_shards`. They are pickles: check their hashes first."""
+    optimizer = engine.optimizer.optimizer
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
     loaded, _ = engine.load_checkpoint(
         str(directory), tag=SHARDS, load_module_strict=not only_trained
     )
     assert loaded is not None
+    # From a universal checkpoint ZeRO-3 gives all groups the settings of the first, and one shared
+    # counter of steps, which each of them would then count up.
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()
 
 
 def make_universal(shards: Path, directory: Path) -> None:

@@ -116,8 +116,8 @@ def ablation(
     left_out = []
     for column, source in enumerate(sources):
         keep = np.arange(len(sources)) != column
-        setting = polish(_without(validation, keep), replace(everything, weights=_ones(keep)))
-        values = np.stack([whole, _every(_without(test, keep), setting)], axis=1)
+        setting = polish(validation.of_sources(keep), replace(everything, weights=_ones(keep)))
+        values = np.stack([whole, _every(test.of_sources(keep), setting)], axis=1)
         lost = compare("ndcg", ("all sources", f"without {source}"), values, config)
         weight = float(everything.weights[column] / everything.weights.max())
         left_out.append(LeftOut(source, weight, lost))
@@ -126,10 +126,6 @@ def ablation(
 
 def _ones(keep: IntArray) -> FloatArray:
     return np.ones(int(keep.sum()), dtype=np.float32)
-
-
-def _without(objective: Objective, keep: IntArray) -> Objective:
-    return replace(objective, terms=objective.terms[keep])
 
 
 def _every(objective: Objective, setting: Setting) -> RealArray:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
+from fusionrec.data.ties import tied_targets
 
 RealArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -156,26 +157,10 @@ def _ranks(scores: FloatArray, rows: IntArray, found: FloatArray, offsets: IntAr
         block, score = scores[rows[part]], found[part, None]
         above[part] = np.count_nonzero(block > score, axis=1)
         tied[part] = np.count_nonzero(block == score, axis=1)
-    order, share = _tied_targets(rows, found)
+    order, share = tied_targets(rows, found)
     ranks = above + order * (tied + 1) / (share + 1)
     ranks[np.isneginf(found)] = np.inf
     return Ranks(ranks, offsets)
-
-
-def _tied_targets(rows: IntArray, found: FloatArray) -> tuple[IntArray, IntArray]:
-    """Of each target: its order (from 1) among its case's targets of equal score, and their number.
-
-    Targets keep the order in which they came.
-    """
-    by_score = np.lexsort((found, rows))
-    new = np.ones(len(rows), dtype=np.bool_)
-    new[1:] = (np.diff(rows[by_score]) != 0) | (found[by_score][1:] != found[by_score][:-1])
-    (starts,) = np.nonzero(new)
-    group = np.cumsum(new) - 1
-    order, share = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-    order[by_score] = np.arange(len(rows)) - starts[group] + 1
-    share[by_score] = np.bincount(group, minlength=len(starts))[group]
-    return order, share
 
 
 def _blocks(count: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterable[slice]:

@@ -101,10 +101,8 @@ def optimise(config: OptimiseConfig) -> list[Choice]:
     if not has_bf16(pick_device(None)):
         console.print("This machine has no instructions for bf16: the models stay as they are.")
         return []
-    cases = split(dataset, pipeline.config.protocol).validation
-    if len(cases) > config.max_cases:
-        generator = np.random.default_rng(config.seed)
-        cases = cases.take(np.sort(generator.choice(len(cases), config.max_cases, replace=False)))
+    validation = split(dataset, pipeline.config.protocol).validation
+    cases = validation.sample(config.max_cases, config.seed)
     choices = _choose(pipeline, config.pipeline, cases, models)
     _write(config.pipeline, choices)
     return choices

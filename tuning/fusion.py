@@ -1,12 +1,10 @@
 """Search the fusion: how much to trust each source, for each segment, on the validation cases.
 
-Ray Tune with Optuna draws a normalisation and weights; a trial is one product over score tensors
-that every trial actor holds since its start, so that it costs milliseconds, and actors are reused
-from trial to trial. Every trial is in an Optuna journal before the next is proposed: a campaign
-whose driver is killed goes on from there, no trial lost or repeated. The weights of the
-best trials are averaged; polishing them, and weights of a segment's own, are kept where they hold
-on held-out cases. So are trees that order the top of the weighted lists again
-(:mod:`fusionrec.fusion.lambdarank`).
+Ray Tune with Optuna draws a normalisation and weights; a trial weighs score tensors that every
+trial actor holds since its start, so that it costs milliseconds. A campaign whose driver is killed
+goes on from its journal, no trial lost or repeated. The weights of the best trials are averaged;
+polishing them, and weights of a segment's own, are kept where they hold on held-out cases. So are
+trees that order the top of the weighted lists again (:mod:`fusionrec.fusion.lambdarank`).
 
 Leaves ``fusion.json`` and, where trees are kept, ``lambdarank/`` in the pipeline directory and
 ``trials.csv``, ``trials.svg`` and the journal in ``--out``.
@@ -14,20 +12,16 @@ Leaves ``fusion.json`` and, where trees are kept, ``lambdarank/`` in the pipelin
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages.journal import JournalFileBackend
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from pydantic import Field
 from ray import tune
-from ray.tune.search import ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
 
 from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
@@ -49,10 +43,11 @@ from fusionrec.fusion.refine import (
 )
 from fusionrec.progress import bar
 from fusionrec.serving.pipeline import Pipeline, Stage
-from jobs import cluster
 from jobs.entry import run
+from tuning.journal import claim, owned
 from tuning.learned import FusionModel, choose, leave
 from tuning.plots import plot_campaign
+from tuning.search import Search, run_search
 
 STUDY = "fusion"
 BEST_TRIALS = 15
@@ -88,19 +83,33 @@ class FusionCampaign(JobConfig):
     """Seed of the sampler and of every split of cases."""
 
 
-def space(sources: tuple[str, ...]) -> dict[str, Any]:
+def space(sources: tuple[str, ...]) -> dict[str, BaseDistribution]:
     """What a trial may be: the search space of ``fusionrec.fusion.model.Fusion``."""
     return {
-        "normalisation": tune.choice([str(n) for n in Normalisation]),
-        "cold_factor": tune.uniform(0.0, 2.0),
-        **{f"weight.{name}": tune.uniform(0.0, 1.0) for name in sources},
+        "normalisation": CategoricalDistribution([str(n) for n in Normalisation]),
+        "cold_factor": FloatDistribution(0, 2),
+        **{f"weight.{name}": FloatDistribution(0, 1) for name in sources},
     }
+
+
+def equal(sources: tuple[str, ...]) -> dict[str, Any]:
+    """The first trial: equal weights, what a team begins with."""
+    ones = {f"weight.{name}": 1.0 for name in sources}
+    return {"normalisation": str(Normalisation.SCALE), "cold_factor": 1.0, **ones}
 
 
 def setting_of(config: dict[str, Any], sources: tuple[str, ...]) -> Setting:
     """The point that a trial's parameters name."""
     weights = np.array([config[f"weight.{name}"] for name in sources], dtype=np.float32)
     return Setting(weights, float(config["cold_factor"]))
+
+
+def value(
+    config: dict[str, Any], objectives: dict[str, Objective], sources: tuple[str, ...]
+) -> float:
+    """NDCG@k of what a trial's parameters name."""
+    point = setting_of(config, sources)
+    return objectives[config["normalisation"]].value(point.weights, point.cold_factor)
 
 
 class FusionTrial(tune.Trainable):
@@ -122,46 +131,13 @@ class FusionTrial(tune.Trainable):
 
     def step(self) -> dict[str, float]:
         """Evaluate the setting."""
-        point = setting_of(self._setting, self._sources)
-        objective = self._objectives[self._setting["normalisation"]]
-        return {"ndcg": objective.value(point.weights, point.cold_factor), "done": True}
+        return {"ndcg": value(self._setting, self._objectives, self._sources), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A trial is one step: there is nothing to keep."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See :meth:`save_checkpoint`."""
-
-
-class _Advance(tune.Callback):
-    """Moves the bar. Tune pickles its callbacks; a bar is not pickled with it."""
-
-    def __init__(self, advance: Any = None) -> None:
-        self._advance = advance
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Advance, ())
-
-    def on_trial_complete(self, *_args: Any, **_info: Any) -> None:
-        if self._advance is not None:
-            self._advance()
-
-
-def open_study(directory: Path, seed: int) -> tuple[optuna.Study, optuna.storages.JournalStorage]:
-    """The campaign's study; trials that a killed driver left running are marked as failed."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    backend = JournalFileBackend(str(directory / "journal.log"))
-    storage = optuna.storages.JournalStorage(backend)
-    study = optuna.create_study(
-        storage=storage,
-        study_name=STUDY,
-        direction="maximize",
-        load_if_exists=True,
-        sampler=_sampler(seed),
-    )
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    return study, storage
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
@@ -236,16 +212,23 @@ def campaign(config: FusionCampaign) -> Fusion:
         )
     sources = pipeline.config.sources
     parts = split(dataset, pipeline.config.protocol)
-    cases = _sample(parts.validation, config)
+    cases = parts.validation.sample(config.max_cases, config.seed)
     found = collect(pipeline, cases)
-    _claim(config, pipeline, found)
+    request = {
+        "dataset": dataset.info.fingerprint,
+        "sources": sources,
+        "scores": hashlib.sha256(found.scores.tobytes()).hexdigest(),
+        **{name: getattr(config, name) for name in ("k", "seed")},
+    }
     source_scales = scales(found)
     cold = pipeline.item_counts == 0
     objectives = {
         str(method): Objective.of(found, cases.targets, method, source_scales, cold, config.k)
         for method in Normalisation
     }
-    study = _search(config, objectives, sources)
+    with owned(config.out):
+        claim(config.out, request)
+        study = search(config, objectives, sources)
     normalisation, consensus = agreed(study, objectives, sources)
     objective = objectives[normalisation]
     bounds = segment_bounds(cases, config.segments)
@@ -302,83 +285,26 @@ def _as_weights(sources: tuple[str, ...], weights: FloatArray) -> dict[str, floa
     return {name: round(float(w), 6) for name, w in zip(sources, scaled, strict=True)}
 
 
-def _sample(cases: Cases, config: FusionCampaign) -> Cases:
-    if len(cases) <= config.max_cases:
-        return cases
-    generator = np.random.default_rng(config.seed)
-    return cases.take(np.sort(generator.choice(len(cases), config.max_cases, replace=False)))
-
-
-def _claim(config: FusionCampaign, pipeline: Pipeline, found: Candidates) -> None:
-    """Note what the campaign in ``out`` searches, or check that it is this."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    this = {
-        "dataset": pipeline.config.dataset.fingerprint,
-        "sources": list(pipeline.config.sources),
-        "k": config.k,
-        "seed": config.seed,
-        "scores": hashlib.sha256(found.scores.tobytes()).hexdigest(),
-    }
-    path = config.out / "campaign.json"
-    if path.is_file() and json.loads(path.read_text()) != this:
-        raise ConfigError(
-            f"--out {config.out} holds a campaign over other data, sources or settings: "
-            "give another directory or remove it"
-        )
-    path.write_text(json.dumps(this, indent=1))
-
-
-def _search(
+def search(
     config: FusionCampaign, objectives: dict[str, Objective], sources: tuple[str, ...]
 ) -> optuna.Study:
-    study, storage = open_study(config.out, config.seed)
-    done = len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)))
-    if done < config.trials:
-        with cluster.start(), bar("searching the fusion", config.trials) as advance:
-            advance(done)
-            _tune(config, objectives, sources, storage, done, advance)
-    return optuna.load_study(storage=storage, study_name=STUDY)
-
-
-def _tune(
-    config: FusionCampaign,
-    objectives: dict[str, Objective],
-    sources: tuple[str, ...],
-    storage: optuna.storages.JournalStorage,
-    done: int,
-    advance: Any,
-) -> None:
-    # The seed moves with what is done: a resumed campaign does not propose its beginning again.
-    searcher = OptunaSearch(
-        metric="ndcg",
-        mode="max",
-        sampler=_sampler(config.seed + done),
-        storage=storage,
-        study_name=STUDY,
-    )
-    trainable = tune.with_parameters(FusionTrial, objectives=objectives, sources=sources)
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": 1}),
-        param_space=space(sources),
-        tune_config=tune.TuneConfig(
-            search_alg=ConcurrencyLimiter(searcher, max_concurrent=config.workers),
-            num_samples=config.trials - done,
-            metric="ndcg",
-            mode="max",
-            reuse_actors=True,
+    """Go on with the search in ``out`` until all its trials are done."""
+    return run_search(
+        Search(
+            name=STUDY,
+            directory=config.out,
+            space=space(sources),
+            start=equal(sources),
+            metrics={"ndcg": "max"},
+            sampler=_sampler,
+            seed=config.seed,
+            trials=config.trials,
+            workers=config.workers,
         ),
-        run_config=tune.RunConfig(
-            name=f"from-{done}",
-            storage_path=str(config.out.resolve() / "tune"),
-            callbacks=[_Advance(advance)],
-            verbose=0,
-        ),
+        FusionTrial,
+        objectives=objectives,
+        sources=sources,
     )
-    # Tune prints a banner even when told to be silent.
-    with (config.out / "tune.log").open("a") as log, contextlib.redirect_stdout(log):
-        results = tuner.fit()
-    if results.num_errors:
-        raise ConfigError(f"{results.num_errors} trials failed: {results.errors[0]}")
 
 
 def main() -> None:

@@ -66,11 +66,9 @@ def weigh(config: RerankingCampaign) -> Fusion:
             f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
             "give the same one or run jobs.fit again"
         )
-    cases = split(dataset, pipeline.config.protocol).validation
+    validation = split(dataset, pipeline.config.protocol).validation
+    cases = validation.sample(config.max_cases, config.seed)
     fusion = pipeline.fusion
-    generator = np.random.default_rng(config.seed)
-    if len(cases) > config.max_cases:
-        cases = cases.take(np.sort(generator.choice(len(cases), config.max_cases, replace=False)))
     segment_of = fusion.segment_of(cases.histories.lengths)
     read = []
     with bar("weighing the reranker", len(cases)) as advance:

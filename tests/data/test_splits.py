@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fusionrec.data.dataset import Dataset, DatasetInfo, Events
 from fusionrec.data.histories import Histories
-from fusionrec.data.splits import Protocol, Split, split
+from fusionrec.data.splits import Cases, Protocol, Split, split
 from fusionrec.errors import DataError
 
 NUM_ITEMS = 8
@@ -154,6 +154,16 @@ def test_cases_can_be_taken(protocol: Protocol) -> None:
     turned = parts.test.take(np.arange(len(parts.test))[::-1])
     assert turned.users.tolist() == parts.test.users.tolist()[::-1]
     assert rows(turned.targets) == rows(parts.test.targets)[::-1]
+
+
+def test_a_sample_of_cases_is_theirs_and_in_their_order() -> None:
+    cases = Cases(np.arange(9), Histories.of([[0]] * 9), Histories.of([[1]] * 9))
+    assert cases.sample(9, seed=0) is cases
+    users = cases.sample(4, seed=0).users
+    assert len(set(users)) == 4
+    assert users.tolist() == sorted(users)
+    assert users.tolist() == cases.sample(4, seed=0).users.tolist()
+    assert any(users.tolist() != cases.sample(4, seed=seed).users.tolist() for seed in (1, 2, 3))
 
 
 def test_what_cannot_be_split_is_said() -> None:

@@ -20,7 +20,8 @@ from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.fusion.model import Fusion
 from fusionrec.fusion.normalisation import Normalisation
 from fusionrec.serving.pipeline import Pipeline
-from tuning.fusion import FusionCampaign, campaign, open_study, segment_bounds, setting_of, space
+from tuning.fusion import FusionCampaign, campaign, equal, segment_bounds, setting_of, space
+from tuning.journal import ended
 
 pytestmark = pytest.mark.ray
 
@@ -36,11 +37,17 @@ def validation_ndcg(pipeline, dataset):
     return METRICS["ndcg"](list_ranks(fused.items, fused.scores, cases.targets), 10).mean()
 
 
+def journal(out):
+    backend = optuna.storages.journal.JournalFileBackend(str(out / "journal.log"))
+    return optuna.storages.JournalStorage(backend)
+
+
 def test_space_names_what_the_fusion_holds():
     sources = ("popularity", "ease")
     names = set(space(sources))
     assert names == {"normalisation", "cold_factor", "weight.popularity", "weight.ease"}
-    assert {str(n) for n in Normalisation} == set(space(sources)["normalisation"].categories)
+    assert {str(n) for n in Normalisation} == set(space(sources)["normalisation"].choices)
+    assert equal(sources).keys() == names
     values = {"weight.popularity": 0.25, "weight.ease": 0.5, "cold_factor": 1}
     assert setting_of(values, sources).weights.tolist() == [0.25, 0.5]
 
@@ -64,8 +71,10 @@ def test_campaign_beats_equal_weights(ray_cluster, pipeline, synthetic, tmp_path
     assert (config.out / "trials.svg").stat().st_size > 1000
     table = (config.out / "trials.csv").read_text().splitlines()
     assert len(table) == 13
+    first = optuna.load_study(storage=journal(config.out), study_name="fusion").trials[0]
+    assert first.params == equal(Pipeline.load(pipeline).config.sources)
     assert campaign(config) == found  # nothing left to evaluate, the same answer
-    with pytest.raises(ConfigError, match=r"holds a campaign over other data"):
+    with pytest.raises(ConfigError, match=r"holds a campaign with another k"):
         campaign(config.model_copy(update={"k": 5}))
 
 
@@ -90,12 +99,9 @@ def test_a_killed_driver_loses_and_repeats_no_trial(pipeline, synthetic, tmp_pat
     def finished():
         if not (out / "journal.log").is_file():
             return []
-        backend = optuna.storages.journal.JournalFileBackend(str(out / "journal.log"))
-        storage = optuna.storages.JournalStorage(backend)
         try:
-            return optuna.load_study(storage=storage, study_name="fusion").get_trials(
-                states=complete
-            )
+            study = optuna.load_study(storage=journal(out), study_name="fusion")
+            return study.get_trials(states=complete)
         except KeyError:
             return []
 
@@ -116,5 +122,7 @@ def test_a_killed_driver_loses_and_repeats_no_trial(pipeline, synthetic, tmp_pat
     assert [t.params for t in after[: len(before)]] == [t.params for t in before]
     values = [tuple(sorted(trial.params.items())) for trial in after]
     assert len(set(values)) == trials
-    study, _ = open_study(out, seed=0)
+    # Those that were under way were asked again, and none is left.
+    study = optuna.load_study(storage=journal(out), study_name="fusion")
     assert not study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    assert len(ended(study)) == trials

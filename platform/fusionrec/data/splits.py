@@ -48,6 +48,13 @@ class Cases:
         index = np.asarray(indices, dtype=np.int64)
         return Cases(self.users[index], self.histories.take(index), self.targets.take(index))
 
+    def sample(self, max_cases: int, seed: int) -> Cases:
+        """All cases, or a random ``max_cases`` of them in their order."""
+        if len(self) <= max_cases:
+            return self
+        chosen = np.random.default_rng(seed).choice(len(self), max_cases, replace=False)
+        return self.take(np.sort(chosen))
+
 
 @dataclass(frozen=True, slots=True)
 class Split:

@@ -9,6 +9,7 @@ from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
 from fusionrec.retrieval.index import IndexConfig
 from fusionrec.sources.bm25 import BM25
+from fusionrec.sources.content import Content
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.ials import IALS, IALSConfig
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
@@ -17,6 +18,7 @@ from fusionrec.sources.load import SOURCES as LOADABLE
 from fusionrec.sources.load import load_source
 from fusionrec.sources.popularity import Popularity
 from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.recvae import RecVAE, RecVAEConfig
 from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from fusionrec.sources.semantic import Semantic
 from fusionrec.sources.transitions import Transitions
@@ -29,6 +31,8 @@ PERSONAL = [
     IALS(IALSConfig(factors=2, regularisation=0.1)),
     SASRec(SASRecConfig(width=8, num_heads=1, dropout=0.1, learning_rate=0.03, epochs=8)),
     BM25(),
+    Content(),
+    RecVAE(RecVAEConfig(factors=4, hidden=8, num_layers=2, learning_rate=0.02, epochs=8)),
     *(Semantic(IndexConfig(kind=kind)) for kind in ("flat", "hnsw", "ivf", "ivfpq")),
 ]
 SOURCES = [Popularity(), *PERSONAL]

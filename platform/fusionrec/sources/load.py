@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from fusionrec.sources.bm25 import BM25
+from fusionrec.sources.content import Content
 from fusionrec.sources.ials import IALS
 from fusionrec.sources.item_item import ItemItem
 from fusionrec.sources.popularity import Popularity
 from fusionrec.sources.protocol import Source
+from fusionrec.sources.recvae import RecVAE
 from fusionrec.sources.sasrec import SASRec
 from fusionrec.sources.semantic import Semantic
 
@@ -21,6 +23,8 @@ SOURCES: dict[str, type[Source]] = {
     "sasrec": SASRec,
     "bm25": BM25,
     "semantic": Semantic,
+    "content": Content,
+    "recvae": RecVAE,
 }
 """Name → class, of every source there is."""
 

@@ -1,0 +1,1 @@
+"""The variational autoencoder behind the source RecVAE: its settings, training, numpy twin."""

@@ -23,6 +23,7 @@ from fusionrec.config import JobConfig, parse
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import FloatArray
+from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import Protocol, Split, split
 from fusionrec.data.text import history_texts
 from fusionrec.errors import ConfigError
@@ -32,6 +33,7 @@ from fusionrec.progress import bar, console
 from fusionrec.retrieval.index import IndexConfig
 from fusionrec.serving.pipeline import PipelineConfig, read_config
 from fusionrec.sources.bm25 import BM25, BM25Config
+from fusionrec.sources.content import Content, ContentConfig
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.ials import IALS, IALSConfig
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
@@ -39,12 +41,15 @@ from fusionrec.sources.item_knn import ItemKNN
 from fusionrec.sources.load import SOURCES
 from fusionrec.sources.popularity import Popularity, PopularityConfig
 from fusionrec.sources.protocol import Source, TrainingData
+from fusionrec.sources.recvae import RecVAE, RecVAEConfig
 from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from fusionrec.sources.semantic import Semantic
 from fusionrec.sources.transitions import Transitions
 from jobs.entry import run
 
 _SLOW = frozenset({"sasrec"})
+_NAMED = frozenset({"content", "recvae"})
+"""Sources that the ablation does not speak for: fitted where --sources names them."""
 
 
 class FitConfig(JobConfig):
@@ -60,7 +65,8 @@ class FitConfig(JobConfig):
     """Write catalogue, known histories and settings, and fit nothing yet."""
     sources: tuple[str, ...] | None = None
     """Sources to fit, by name; by default all that the data can carry: semantic once jobs.embed has
-    run, ease unless there are more items than ease.learner.max_items, no slow ones."""
+    run, ease unless there are more items than ease.learner.max_items, no slow ones, and not
+    content and recvae."""
     slow_sources: bool = False
     """Whether sasrec, which takes minutes to train, is among those by default."""
     candidates: int = Field(default=150, ge=1)
@@ -75,6 +81,8 @@ class FitConfig(JobConfig):
     sasrec: SASRecConfig = SASRecConfig()
     bm25: BM25Config = BM25Config()
     semantic: IndexConfig = IndexConfig()
+    content: ContentConfig = ContentConfig()
+    recvae: RecVAEConfig = RecVAEConfig()
 
     def build(self, name: str) -> Source:
         """The unfitted source of that name."""
@@ -84,10 +92,14 @@ class FitConfig(JobConfig):
             return Popularity(self.popularity)
         if name == "bm25":
             return BM25(self.bm25)
+        if name == "content":
+            return Content(self.content)
         if name == "ials":
             return IALS(self.ials)
         if name == "sasrec":
             return SASRec(self.sasrec)
+        if name == "recvae":
+            return RecVAE(self.recvae)
         return ItemItem({"item-knn": self.item_knn, "ease": self.ease}.get(name, self.transitions))
 
 
@@ -111,6 +123,9 @@ def prepare(config: FitConfig, dataset: Dataset, parts: Split) -> None:
     )
     pq.write_table(table, config.pipeline / "users.parquet")
     np.save(config.pipeline / "item_counts.npy", parts.item_counts, allow_pickle=False)
+    releases = Releases.of(dataset, parts.train)
+    if releases is not None:
+        releases.save(config.pipeline / RELEASES)
     _write_config(config, dataset, _names(config, parts))
 
 
@@ -163,7 +178,8 @@ def _history_vectors(
 
 def _names(config: FitConfig, parts: Split) -> tuple[str, ...]:
     if config.sources is None:
-        names = [name for name in SOURCES if config.slow_sources or name not in _SLOW]
+        left_out = _NAMED if config.slow_sources else _NAMED | _SLOW
+        names = [name for name in SOURCES if name not in left_out]
         if not (config.pipeline / "vectors.npy").is_file():
             names.remove("semantic")
         limit = getattr(config.ease.learner, "max_items", None)
@@ -187,7 +203,8 @@ def _forget_other_data(config: FitConfig, dataset: Dataset) -> None:
     if not (config.pipeline / "pipeline.json").is_file():
         return
     if read_config(config.pipeline).dataset.fingerprint != dataset.info.fingerprint:
-        (config.pipeline / "vectors.npy").unlink(missing_ok=True)
+        for name in ("vectors.npy", RELEASES):
+            (config.pipeline / name).unlink(missing_ok=True)
         for name in ("encoder", "reranker", "sources", DIVERSITY):
             shutil.rmtree(config.pipeline / name, ignore_errors=True)
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from fusionrec.bundles.gate import judge
 from fusionrec.bundles.store import BundleStore, read_json
 from fusionrec.config import JobConfig, parse
+from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.errors import BundleError
+from fusionrec.fusion.rules import RULES, load_rules
 from jobs.entry import run
 
 
@@ -29,6 +33,7 @@ def publish(config: PublishConfig) -> str:
     Raises:
         BundleError: the pipeline is incomplete or cannot be published, or the gate said no; the
             current bundle stays in service.
+        ConfigError: its rules are not about its catalogue; likewise.
     """
     _check(config.pipeline)
     store = BundleStore(config.bundles)
@@ -52,6 +57,7 @@ def _check(pipeline: Path) -> None:
 
     Raises:
         BundleError: names the first part that is missing and the job that makes it.
+        ConfigError: its rules are not about its catalogue.
     """
     document = read_json(pipeline / "pipeline.json", required=True)
     parts = ["catalogue.parquet", "users.parquet", "item_counts.npy"]
@@ -62,6 +68,9 @@ def _check(pipeline: Path) -> None:
             raise BundleError(
                 f"{pipeline} is incomplete, it has no {part}: run `python -m {job}` first"
             )
+    if (pipeline / RULES).is_file():
+        counts = np.load(pipeline / "item_counts.npy", allow_pickle=False)
+        load_rules(pipeline, counts, Releases.load(pipeline / RELEASES))
 
 
 def main() -> None:

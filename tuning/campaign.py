@@ -36,6 +36,7 @@ from fusionrec.evaluation.significance import BootstrapConfig, Comparison, compa
 from fusionrec.fusion.diversity import DIVERSITY
 from fusionrec.fusion.model import LAMBDARANK, Fusion
 from fusionrec.fusion.normalisation import scales
+from fusionrec.fusion.rules import RULES
 from fusionrec.progress import Advance, bar
 from fusionrec.serving.pipeline import Pipeline, read_config
 from jobs import cluster
@@ -301,7 +302,9 @@ def _commands(config: CampaignConfig) -> tuple[str, ...]:
     kept = config.out / "winner"
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
-    shutil.copy(config.pipeline / "fusion.json", kept)
+    for name in ("fusion.json", RULES):
+        if (config.pipeline / name).is_file():
+            shutil.copy(config.pipeline / name, kept)
     for name in (LAMBDARANK, DIVERSITY):
         if (config.pipeline / name).is_dir():
             shutil.copytree(config.pipeline / name, kept / name)

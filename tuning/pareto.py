@@ -33,7 +33,7 @@ from rich.table import Table
 from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import Config, JobConfig, parse
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.histories import IntArray
+from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError
 from fusionrec.fusion.diversity import DIVERSITY, Diversity, DiversityConfig, ItemCategories
@@ -227,10 +227,12 @@ def _search(config: ParetoCampaign, dataset: Dataset, begun: Begun) -> Front:
         chosen = generator.choice(len(cases), config.max_cases, replace=False)
         cases = cases.take(np.sort(chosen))
     pipeline = Pipeline.load(config.pipeline, stages=frozenset({Stage.EMBEDDER, Stage.RETRIEVER}))
-    diversity = _diversity(dataset, pipeline.item_counts, begun.diversity)
+    diversity = _diversity(config.pipeline, dataset, begun.diversity)
     with bar("scoring the validation cases", None):
         histories = pipeline.embed(cases.histories)
-        candidates, proposed = collect(pipeline.sources, histories, begun.pipeline.candidates)
+        candidates, proposed = collect(
+            pipeline.sources, histories, begun.pipeline.candidates, pipeline.rules
+        )
         some = histories.slice(0, min(COST_CASES, len(cases)))
         # Noted: a campaign that goes on must not measure by another clock.
         costs = _noted(config.out / "cost_ms.json", lambda: cost_ms(pipeline, some, diversity))
@@ -324,8 +326,15 @@ def _noted(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, flo
     return found
 
 
-def _diversity(dataset: Dataset, item_counts: IntArray, config: DiversityConfig) -> Diversity:
-    return Diversity(config, ItemCategories.of(dataset.catalogue.categories), item_counts)
+def _diversity(directory: Path, dataset: Dataset, config: DiversityConfig) -> Diversity:
+    """The term of ``config``, with the prices that the pipeline has, where it needs any."""
+    counts = np.load(directory / "item_counts.npy", allow_pickle=False)
+    releases = Releases.load(directory / RELEASES)
+    prices = None
+    if config.caps_exposure:
+        prices = Diversity.load(directory / DIVERSITY, counts, releases).prices
+    categories = ItemCategories.of(dataset.catalogue.categories)
+    return Diversity(config, categories, counts, releases, prices)
 
 
 def _install(directory: Path, dataset: Dataset, begun: Begun, front: Front) -> None:
@@ -335,8 +344,7 @@ def _install(directory: Path, dataset: Dataset, begun: Begun, front: Front) -> N
     if chosen.pipeline != read_config(directory):
         write_json(directory / "pipeline.json", chosen.pipeline.model_dump(mode="json"))
     if chosen.diversity.changes:
-        item_counts = np.load(directory / "item_counts.npy", allow_pickle=False)
-        _diversity(dataset, item_counts, chosen.diversity).save(directory / DIVERSITY)
+        _diversity(directory, dataset, chosen.diversity).save(directory / DIVERSITY)
     else:
         shutil.rmtree(directory / DIVERSITY, ignore_errors=True)
     forget_measurements(directory)

@@ -23,6 +23,7 @@ from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.fusion.candidates import Candidates, stack, union
 from fusionrec.fusion.diversity import DIVERSITY, Diversity, DiversityConfig
 from fusionrec.fusion.model import Fusion, fuse
+from fusionrec.fusion.rules import Rules
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.sources.protocol import Source
 
@@ -67,9 +68,12 @@ class Tradeoff:
         used = {n for segment in self.fusion.segments for n, w in segment.weights.items() if w > 0}
         trusts = {f"{TRUST}{n}": float(n in used) for n in self.fusion.sources}
         names = ["similarity", "calibration"] if len(self.diversity.categories.codes) else []
-        return trusts | {
-            f"{SPREAD}{n}": float(getattr(self.diversity.config, n)) for n in [*names, "popularity"]
-        }
+        names.append("popularity")
+        if self.diversity.releases is not None:
+            names.append("freshness")
+        if self.diversity.prices is not None:
+            names.append("exposure")
+        return trusts | {f"{SPREAD}{n}": float(getattr(self.diversity.config, n)) for n in names}
 
     def measure(self, point: Mapping[str, float]) -> dict[str, float]:
         """ndcg, diversity (where items have text or categories), coverage and latency_ms."""
@@ -136,18 +140,24 @@ def weighed(fusion: Fusion, point: Mapping[str, float]) -> Fusion:
 
 
 def collect(
-    sources: Sequence[Source], histories: Histories, k: int
+    sources: Sequence[Source], histories: Histories, k: int, rules: Rules | None = None
 ) -> tuple[Candidates, BoolArray]:
-    """The candidates of all sources, and [S, B, C] which source proposed which."""
+    """The candidates of all sources that ``rules`` permit, and [S, B, C] who proposed which.
+
+    What the rules fill up with counts as proposed by all.
+    """
     parts, marks = [], []
     for start in range(0, len(histories), BLOCK):
         block = histories.slice(start, min(start + BLOCK, len(histories)))
         answers = [source.ask(block) for source in sources]
         tops = [answer.top(k).items for answer in answers]
         items = union(tops)
+        if rules is not None:
+            items = union([rules.keep(items, block, k)])
         scores = np.stack([answer.score(items) for answer in answers])
         parts.append(Candidates(items, scores, block.lengths))
-        marks.append(np.stack([_among(items, top) for top in tops]))
+        mark = np.stack([_among(items, top) for top in tops])
+        marks.append(mark | ((items >= 0) & ~mark.any(axis=0)))
     found = stack(parts)
     proposed = np.zeros(found.scores.shape, dtype=np.bool_)
     start = 0

@@ -1,9 +1,12 @@
 """Lists that are diverse by known amounts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fusionrec.data.histories import Histories
+from fusionrec.data.releases import Releases
 from fusionrec.errors import ConfigError
 from fusionrec.fusion.diversity import Diversity, DiversityConfig, ItemCategories
 from fusionrec.fusion.model import Fused, ordered
@@ -146,3 +149,42 @@ def test_it_is_the_same_after_saving(tmp_path):
         Diversity.load(tmp_path / "diversity", COUNTS)
     with pytest.raises(ConfigError, match=r"run `python -m tuning.diversity`"):
         Diversity.load(tmp_path / "none", COUNTS)
+
+
+DAY = 86_400
+UNKNOWN = np.iinfo(np.int64).max
+OUT = Releases(np.array([*(DAY * np.array([0, 10, 20, 30, 90, 100, 200])), UNKNOWN]), 200 * DAY)
+
+
+def test_what_came_out_of_late_gains():
+    config = DiversityConfig(freshness=0.6, half_life_days=10)
+    term = Diversity(config, ItemCategories.of(NAMES), COUNTS, OUT)
+    fused = lists([[0, 4, 5, 7]] * 2, [[1.0, 0.8, 0.4, 0.0]] * 2)
+    found = term.apply(Histories.of([[3], []], [[100 * DAY], []]), fused)
+    assert found.items[0].tolist() == [4, 0, 5, 7]
+    # Of ages 10, 100 and 0 days; of item 7 nothing is known.
+    expected = np.float32([0.3, 0.6 / 2**10, 0.6, 0])
+    np.testing.assert_allclose(found.terms[0, 1], expected, atol=1e-5)
+    # A history without events is asked now, 100 days later, when all of this is old.
+    np.testing.assert_allclose(found.terms[1, 1], 0, atol=1e-3)
+
+
+def test_prices_are_paid_as_far_as_they_weigh(tmp_path):
+    prices = np.float32([0.2, 0, 0, 0, 0, 0, 0, 0])
+    config = DiversityConfig(max_exposure=0.1, exposure=0.5)
+    term = Diversity(config, ItemCategories.of(NAMES), COUNTS, prices=prices)
+    assert term.apply(HISTORY, ONE).scores[0, :2].tolist() == pytest.approx([0.9, 0.9])
+    whole = replace(term, config=config.model_copy(update={"exposure": 1.0}))
+    assert whole.apply(HISTORY, ONE).items[0].tolist() == [1, 0, 2, 4, 5]
+    whole.save(tmp_path / "diversity")
+    again = Diversity.load(tmp_path / "diversity", COUNTS)
+    assert again.apply(HISTORY, ONE).items[0].tolist() == [1, 0, 2, 4, 5]
+    assert not DiversityConfig(max_exposure=0.1, exposure=0).changes
+
+
+def test_freshness_needs_a_time(tmp_path):
+    config = DiversityConfig(freshness=0.5)
+    Diversity(config, ItemCategories.of(NAMES), COUNTS, OUT).save(tmp_path / "diversity")
+    assert Diversity.load(tmp_path / "diversity", COUNTS, OUT).config == config
+    with pytest.raises(ConfigError, match=r"freshness = 0.5 needs to know when items came out"):
+        Diversity.load(tmp_path / "diversity", COUNTS)

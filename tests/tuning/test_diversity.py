@@ -51,6 +51,23 @@ def test_a_cap_holds_in_what_is_served(config, synthetic):
     assert Pipeline.load(config.pipeline).diversity is None
 
 
+def test_no_item_is_in_more_than_its_share_of_the_lists(config):
+    wanted = DiversityConfig(max_exposure=0.18, freshness=0.2)
+    asked = config.model_copy(update={"diversity": wanted, "max_loss": 0.5})
+    chosen, measured = diversify(asked)
+    before, *priced = measured
+    assert before.most > 0.2
+    assert max(each.most for each in priced) <= 0.18
+    term = Pipeline.load(config.pipeline).diversity
+    assert term.config == chosen
+    assert (term.prices > 0).any()
+    assert chosen.freshness > 0
+    shutil.rmtree(config.pipeline / "diversity")
+    (config.pipeline / "releases.npz").unlink()
+    with pytest.raises(ConfigError, match=r"--diversity: freshness = 0.2 needs to know"):
+        diversify(asked)
+
+
 def test_another_data_set_is_refused(config, synthetic, tmp_path):
     other = shutil.copytree(synthetic.directory, tmp_path / "other")
     text = (other / "dataset.json").read_text()

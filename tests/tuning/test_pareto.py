@@ -13,6 +13,7 @@ from fusionrec.evaluation.metrics import ndcg
 from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.fusion.diversity import Diversity, DiversityConfig, ItemCategories
 from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.fusion.rules import Rules
 from fusionrec.serving.pipeline import Pipeline, read_config
 from tuning.pareto import Front, ParetoCampaign, Point, campaign, choose
 from tuning.tradeoff import Tradeoff, collect, diversified, weighed
@@ -116,6 +117,31 @@ def test_similar_lists_can_be_traded(tradeoff):
     start = tradeoff.start()
     spread = tradeoff.measure({**start, "diversity.similarity": 0.5})
     assert spread["diversity"] > tradeoff.measure(start)["diversity"]
+
+
+def test_what_the_pipeline_has_can_be_traded(tradeoff):
+    assert "diversity.exposure" not in tradeoff.start()
+    config = DiversityConfig(max_exposure=0.5)
+    prices = np.zeros(len(tradeoff.cold), dtype=np.float32)
+    prices[tradeoff.candidates.items[0, :5]] = 1
+    diversity = replace(tradeoff.diversity, config=config, prices=prices)
+    priced = replace(tradeoff, diversity=diversity)
+    start = priced.start()
+    assert start["diversity.exposure"] == 1
+    free = priced.measure({**start, "diversity.exposure": 0.0})
+    assert free == tradeoff.measure(tradeoff.start())
+    assert priced.measure(start)["ndcg"] != free["ndcg"]
+
+
+def test_rules_hold_in_what_is_traded(fitted, synthetic):
+    pipeline, histories = Pipeline.load(fitted), split(synthetic).validation.histories
+    permitted = np.arange(len(synthetic.catalogue)) < 8
+    rules = Rules.of(permitted, pipeline.item_counts)
+    found, proposed = collect(pipeline.sources, histories, 30, rules)
+    assert found.items.max() < 8
+    assert (proposed.any(axis=0) == (found.items >= 0)).all()
+    pipeline.rules = rules
+    np.testing.assert_array_equal(pipeline.candidates(histories).items, found.items)
 
 
 @pytest.mark.ray

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
+from fusionrec.fusion.rules import Rules
 from fusionrec.sources.protocol import Source
 
 _BLOCK = 32
@@ -51,18 +52,24 @@ def union(rankings: Sequence[CodeArray]) -> CodeArray:
     return np.where(codes == np.iinfo(np.int32).max, -1, codes).astype(np.int32)
 
 
-def candidates(sources: Sequence[Source], histories: Histories, k: int) -> Candidates:
-    """The union of the top ``k`` of every source, scored by every source."""
+def candidates(
+    sources: Sequence[Source], histories: Histories, k: int, rules: Rules | None = None
+) -> Candidates:
+    """The union of the top ``k`` of every source that ``rules`` permit, scored by every source."""
     blocks = [
-        _candidates(sources, histories.slice(start, min(start + _BLOCK, len(histories))), k)
+        _candidates(sources, histories.slice(start, min(start + _BLOCK, len(histories))), k, rules)
         for start in range(0, max(len(histories), 1), _BLOCK)
     ]
     return blocks[0] if len(blocks) == 1 else stack(blocks)
 
 
-def _candidates(sources: Sequence[Source], histories: Histories, k: int) -> Candidates:
+def _candidates(
+    sources: Sequence[Source], histories: Histories, k: int, rules: Rules | None
+) -> Candidates:
     answers = [source.ask(histories) for source in sources]
     items = union([answer.top(k).items for answer in answers])
+    if rules is not None:
+        items = union([rules.keep(items, histories, k)])
     scores = np.stack([answer.score(items) for answer in answers])
     return Candidates(items, scores, histories.lengths)
 

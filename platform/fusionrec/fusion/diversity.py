@@ -1,14 +1,18 @@
 """Diversity: the top of a list is filled place by place, each item weighed against those above it.
 
     score(i) = fused(i) + spread · (calibration · fit(i) − similarity · likeness(i)
-                                    − popularity · popular(i) − over(i)) + constant
+                                    + freshness · fresh(i) − popularity · popular(i)
+                                    − exposure · price(i) − over(i)) + constant
 
 - ``likeness``: the largest Jaccard similarity of the item's categories to those of an item above;
   maximal marginal relevance, Carbonell & Goldstein (SIGIR 1998).
 - ``fit``: Σ_g p(g) · log((ε + m(g) + q(g)) / (ε + m(g))), where p are the shares of categories in
   the history, m what the items above have of them, q what the item has, each item sharing 1 among
   its categories; greedy calibration in the submodular form of Steck (RecSys 2018).
+- ``fresh``: 2^(−age / half-life), the age that at the time of the history's newest event; 0 of an
+  item of which nobody knows when it came out.
 - ``popular``: log(1 + training events), relative to the largest of the catalogue.
+- ``price``: what keeps an item within its share of all lists; see :mod:`fusionrec.fusion.exposure`.
 - ``over``: so much, once a category of the item has had its share of the places, that the item
   comes behind all that are looked at and have not.
 - ``spread``: largest less smallest fused score of what is looked at, so that weights mean the same
@@ -34,12 +38,14 @@ from pydantic import Field, ValidationError
 
 from fusionrec.config import Config
 from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
+from fusionrec.data.releases import Releases
 from fusionrec.errors import ConfigError
+from fusionrec.fusion.features import newest_times
 from fusionrec.fusion.model import Fused, ordered
 
 DIVERSITY = "diversity"
 """Name of its term, and of its directory in a pipeline's."""
-_SETTINGS, _CATEGORIES = "diversity.json", "categories.npz"
+_SETTINGS, _CATEGORIES, _PRICES = "diversity.json", "categories.npz", "prices.npy"
 _FLOOR = 0.1
 """ε: what a category is taken to have had before it has anything."""
 _BLOCK = 64
@@ -59,6 +65,16 @@ class DiversityConfig(Config):
     """Weight of showing the categories of the history in their shares."""
     popularity: float = Field(default=0.0, ge=0)
     """What the most popular item of the catalogue loses."""
+    freshness: float = Field(default=0.0, ge=0)
+    """What an item gains that comes out at the time of the history's newest event."""
+    half_life_days: float = Field(default=90.0, gt=0)
+    """Age at which it gains half of that."""
+    max_exposure: float | None = Field(default=None, gt=0, le=1)
+    """Share of the lists that an item may be in, as far as prices found on validation lists keep
+    it; None: all."""
+    exposure: float = Field(default=1.0, ge=0)
+    """Factor on those prices, where there is such a share: 1 keeps it, less goes a part of the way
+    there."""
     max_per_category: int | None = Field(default=None, ge=1)
     """Items of one category in the places that are filled; None: as many as there are. Others come
     behind them."""
@@ -70,8 +86,18 @@ class DiversityConfig(Config):
     @property
     def changes(self) -> bool:
         """Whether there is anything to do."""
-        weights = self.similarity + self.calibration + self.popularity
-        return weights > 0 or self.max_per_category is not None
+        fixed = self.popularity + self.freshness > 0 or self.caps_exposure
+        return fixed or self.looks_above
+
+    @property
+    def caps_exposure(self) -> bool:
+        """Whether prices are paid."""
+        return self.max_exposure is not None and self.exposure > 0
+
+    @property
+    def looks_above(self) -> bool:
+        """Whether a place depends on what stands above it."""
+        return self.similarity + self.calibration > 0 or self.max_per_category is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +138,10 @@ class Diversity:
     categories: ItemCategories
     item_counts: IntArray
     """[I] training events."""
+    releases: Releases | None = None
+    """When the items came out; only freshness asks."""
+    prices: FloatArray | None = None
+    """[I] what an item pays for its exposure; there where a share is set."""
 
     def apply(self, histories: Histories, fused: Fused) -> Fused:
         """The lists of ``histories`` with the top in another order and the term ``diversity``."""
@@ -137,8 +167,13 @@ class Diversity:
         return ordered(fused.items, terms, (*fused.term_names, DIVERSITY))
 
     @classmethod
-    def load(cls, directory: Path, item_counts: IntArray) -> Self:
-        """The inverse of :meth:`save`; ``item_counts`` [I] are the items' training events.
+    def load(cls, directory: Path, item_counts: IntArray, releases: Releases | None = None) -> Self:
+        """The inverse of :meth:`save`.
+
+        Args:
+            directory: where it was saved.
+            item_counts: [I] the items' training events.
+            releases: when the items came out, where that is known.
 
         Raises:
             ConfigError: a part is missing or inconsistent.
@@ -148,13 +183,17 @@ class Diversity:
             config = DiversityConfig.model_validate_json(path.read_bytes())
             with np.load(directory / _CATEGORIES, allow_pickle=False) as arrays:
                 categories = ItemCategories(arrays["offsets"], arrays["codes"])
+            prices = None
+            if config.caps_exposure:
+                prices = np.load(directory / _PRICES, allow_pickle=False)
         except OSError as error:
             raise ConfigError(
                 f"{directory} cannot be read: remove it and run `python -m tuning.diversity`"
             ) from error
         except ValidationError as error:
             raise ConfigError(f"{path} is wrong: {error.errors()[0]['msg']}") from error
-        return cls(config, categories, item_counts)
+        check_freshness(config, releases, str(path))
+        return cls(config, categories, item_counts, releases, prices)
 
     def save(self, directory: Path) -> None:
         """Write beside, then rename."""
@@ -165,18 +204,28 @@ class Diversity:
         (beside / _SETTINGS).write_text(text, encoding="utf-8")
         categories = self.categories
         np.savez(beside / _CATEGORIES, offsets=categories.offsets, codes=categories.codes)
+        if self.config.caps_exposure:
+            assert self.prices is not None
+            np.save(beside / _PRICES, self.prices, allow_pickle=False)
         shutil.rmtree(directory, ignore_errors=True)
         beside.replace(directory)
+
+    def spread(self, items: CodeArray | IntArray, scores: FloatArray) -> FloatArray:
+        """[B] largest less smallest of the fused ``scores`` [B, D] that are looked at."""
+        read = items >= 0
+        high = np.where(read, scores, -np.inf).max(axis=1, initial=-np.inf)
+        low = np.where(read, scores, np.inf).min(axis=1, initial=np.inf)
+        return np.asarray(np.maximum(np.where(read.any(axis=1), high - low, 0), _SMALL))
 
     def _terms(self, items: IntArray, scores: FloatArray, histories: Histories) -> FloatArray:
         """[B, D] what each place of [B, D] ``items`` gains or loses but for the constant."""
         config, rows, read = self.config, np.arange(len(items)), items >= 0
-        high = np.where(read, scores, -np.inf).max(axis=1, initial=-np.inf)
-        low = np.where(read, scores, np.inf).min(axis=1, initial=np.inf)
-        spread = np.maximum(np.where(read.any(axis=1), high - low, 0), _SMALL)[:, None]
-        popular = np.log1p(self.item_counts) / np.log1p(max(1, int(self.item_counts.max())))
-        fixed = -config.popularity * popular[np.maximum(items, 0)]
-        beyond_all = 2 + config.similarity + config.popularity + config.calibration * _MOST_FIT
+        spread = self.spread(items, scores)[:, None]
+        fixed = self._fixed(np.maximum(items, 0), histories)
+        if not config.looks_above:
+            return np.where(read, spread * fixed, 0).astype(np.float32)
+        reach = np.abs(np.where(read, fixed, 0)).max(axis=1, initial=0, keepdims=True)
+        beyond_all = 2 + config.similarity + 2 * reach + config.calibration * _MOST_FIT
         top = _Top.of(self.categories, items, histories)
         term, open_ = np.zeros(items.shape), read.copy()
         for place in range(min(config.places, items.shape[1]) + 1):
@@ -189,6 +238,35 @@ class Diversity:
                 top.put(column, open_[rows, column])
                 open_[rows, column] = False
         return term.astype(np.float32)
+
+    def _fixed(self, items: IntArray, histories: Histories) -> FloatArray:
+        """[B, D] what [B, D] ``items`` gain or lose wherever they stand, in spreads."""
+        config = self.config
+        popular = np.log1p(self.item_counts) / np.log1p(max(1, int(self.item_counts.max())))
+        fixed = -config.popularity * popular[items]
+        if config.freshness > 0:
+            assert self.releases is not None
+            asked = np.where(histories.lengths > 0, newest_times(histories), self.releases.newest)
+            ages = self.releases.ages_days(items, asked[:, None])
+            fixed = fixed + config.freshness * 2.0 ** (-ages / config.half_life_days)
+        if config.caps_exposure:
+            assert self.prices is not None
+            fixed = fixed - config.exposure * self.prices[items]
+        return np.asarray(fixed)
+
+
+def check_freshness(config: DiversityConfig, releases: Releases | None, place: str) -> None:
+    """See that freshness can be told where it is wanted.
+
+    Raises:
+        ConfigError: nobody knows when items came out; ``place`` is what the message calls it.
+    """
+    if config.freshness > 0 and releases is None:
+        raise ConfigError(
+            f"{place}: freshness = {config.freshness:g} needs to know when items came out, which "
+            "this pipeline does not: set it to 0, or fit data with times again with "
+            "`python -m jobs.fit`"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ and nothing more:
 
     embed     histories → histories with text vectors      needs encoder/
     retrieve  histories → fused candidates                  needs sources/, fusion.json, and
-                                                            lambdarank/ and diversity/ where
-                                                            they were chosen
+                                                            lambdarank/, diversity/ and
+                                                            rules.json where there are any
     rerank    histories, fused → fused                      needs reranker/, fusion.json
 
 A *pipeline directory* holds what the jobs made; published, it is a bundle. Its ``inference.json``,
@@ -27,6 +27,7 @@ from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import DatasetInfo
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
+from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import Protocol
 from fusionrec.data.text import history_texts, item_text
 from fusionrec.errors import BundleError, ConfigError
@@ -35,6 +36,7 @@ from fusionrec.fusion.diversity import DIVERSITY, Diversity
 from fusionrec.fusion.features import newest_times
 from fusionrec.fusion.model import LAMBDARANK, Fusion, fuse
 from fusionrec.fusion.model import Fused as Fused
+from fusionrec.fusion.rules import Rules, load_rules
 from fusionrec.language.precision import Precision, read_inference
 from fusionrec.sources.load import load_source
 from fusionrec.sources.protocol import Source
@@ -86,6 +88,7 @@ class Pipeline:
         item_vectors: FloatArray | None = None,
         learned: LambdaRank | None = None,
         diversity: Diversity | None = None,
+        rules: Rules | None = None,
     ) -> None:
         self.config = config
         self._catalogue = catalogue
@@ -97,6 +100,7 @@ class Pipeline:
         self.item_vectors = item_vectors
         self.learned = learned
         self.diversity = diversity
+        self.rules = rules
         self._cold = item_counts == 0
 
     @classmethod
@@ -108,7 +112,8 @@ class Pipeline:
 
         Raises:
             BundleError: a part is missing or cannot be read.
-            ConfigError: the fusion or its diversity is missing in part or inconsistent.
+            ConfigError: the fusion, its diversity or the rules are missing in part or
+                inconsistent.
         """
         config = read_config(directory)
         inference = read_inference(directory)
@@ -123,6 +128,7 @@ class Pipeline:
             sources = [load_source(directory / "sources" / name) for name in names]
             item_counts = np.load(directory / "item_counts.npy", allow_pickle=False)
             fusion = _fusion(directory, config)
+            releases = Releases.load(directory / RELEASES) if retrieves else None
             return cls(
                 config,
                 Catalogue.load(directory / "catalogue.parquet") if reads else None,
@@ -135,7 +141,8 @@ class Pipeline:
                 if retrieves and vectors.is_file()
                 else None,
                 _learned(directory, fusion, item_counts) if retrieves else None,
-                _diversity(directory / DIVERSITY, item_counts) if retrieves else None,
+                _diversity(directory / DIVERSITY, item_counts, releases) if retrieves else None,
+                load_rules(directory, item_counts, releases) if retrieves else None,
             )
         except OSError as error:
             raise BundleError(f"{directory} is incomplete: {error}; run the jobs again") from error
@@ -154,8 +161,8 @@ class Pipeline:
         return histories.with_vectors(self.encoder.encode(texts))
 
     def candidates(self, histories: Histories) -> Candidates:
-        """What the sources propose, and what each thinks of it."""
-        return candidates(self.sources, histories, self.config.candidates)
+        """What the sources propose and the rules permit, and what each source thinks of it."""
+        return candidates(self.sources, histories, self.config.candidates, self.rules)
 
     def retrieve(self, histories: Histories) -> Fused:
         """The fused list of each history; none of its own items is in it."""
@@ -260,5 +267,5 @@ def _learned(directory: Path, fusion: Fusion, item_counts: IntArray) -> LambdaRa
     return learned
 
 
-def _diversity(folder: Path, item_counts: IntArray) -> Diversity | None:
-    return Diversity.load(folder, item_counts) if folder.is_dir() else None
+def _diversity(folder: Path, item_counts: IntArray, releases: Releases | None) -> Diversity | None:
+    return Diversity.load(folder, item_counts, releases) if folder.is_dir() else None

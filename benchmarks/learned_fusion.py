@@ -17,33 +17,15 @@ import numpy as np
 from pydantic import Field
 from rich.table import Table
 
+from benchmarks.harness.candidates import made_up
 from fusionrec.config import JobConfig, parse
-from fusionrec.data.histories import Histories
-from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.features import ItemStatistics
 from fusionrec.fusion.lambdarank import LambdaRank, LambdaRankConfig
 from fusionrec.fusion.model import Fusion, Segment, fuse
 from fusionrec.progress import console
 from jobs.entry import run
 
-SOURCES = tuple(f"source {number}" for number in range(7))
-ITEMS = 10_000
 CASES = 500
-
-
-def made_up(width: int, seed: int) -> tuple[Candidates, Histories]:
-    """``CASES`` cases of ``width`` candidates, whose targets the sources tend to like."""
-    generator = np.random.default_rng(seed)
-    drawn = [generator.choice(ITEMS, width, replace=False) for _ in range(CASES)]
-    items = np.sort(np.stack(drawn), axis=1).astype(np.int32)
-    scores = generator.pareto(2, (len(SOURCES), *items.shape)).astype(np.float32)
-    scores *= generator.random(scores.shape) < 0.4  # most sources know little of most candidates
-    target = generator.integers(0, width, CASES)
-    rows = np.arange(CASES)
-    liked = generator.pareto(1, (len(SOURCES), CASES)).astype(np.float32)
-    scores[:, rows, target] += liked
-    candidates = Candidates(items, scores, generator.integers(1, 50, CASES))
-    return candidates, Histories.of(items[rows, target][:, None])
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
@@ -59,13 +41,14 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 def measure(width: int, repeats: int) -> Table:
     """The table that is printed."""
-    candidates, targets = made_up(width, seed=0)
-    ones = dict.fromkeys(SOURCES, 1.0)
-    linear = Fusion(sources=SOURCES, scales=ones, segments=(Segment(weights=ones),))
-    items = ItemStatistics(np.random.default_rng(1).integers(0, 100, ITEMS), None)
+    material = made_up(CASES, width, seed=0)
+    candidates, cold = material.candidates, material.cold
+    ones = dict.fromkeys(material.sources, 1.0)
+    linear = Fusion(sources=material.sources, scales=ones, segments=(Segment(weights=ones),))
+    counts = np.random.default_rng(1).integers(1, 100, len(cold))
+    items = ItemStatistics(np.where(cold, 0, counts), None)
     newest, config = np.zeros(CASES, dtype=np.int64), LambdaRankConfig()
-    learned = LambdaRank.fit(linear, candidates, targets, newest, items, config, seed=0)
-    cold = items.counts == 0
+    learned = LambdaRank.fit(linear, candidates, material.targets, newest, items, config, seed=0)
     num_features = learned.trees.booster.num_feature()
     table = Table("histories", "linear, ms", "lambdarank, ms", "its trees, ms", "TreeSHAP, ms")
     for count in (1, 32):

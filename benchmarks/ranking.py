@@ -1,8 +1,9 @@
 """``make bench-ranking DATA=FOLDER``: what every source and every fusion is worth, from raw files.
 
 Ingests, embeds, fits, searches the fusion on validation, measures on test, under each protocol that
-the data allow; beside that implicit's models on the same split by the same evaluator, what each
-source adds when it is left out, and an audit of the data. ``docs/benchmarks.md`` says more.
+the data allow; beside that implicit's and RecBole's models on the same split by the same evaluator,
+what each source adds when it is left out, and an audit of the data. ``docs/benchmarks.md`` says
+more.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks.harness.ranking import (
     peers,
     with_ties_reversed,
 )
+from benchmarks.harness.recbole import FOLDER, MISSING, epochs_told, recbole_peers
 from benchmarks.harness.tables import table
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
@@ -69,6 +71,8 @@ class RankingBenchmark(JobConfig):
     """Whether to fit sasrec too, which takes minutes to train."""
     trials: int = Field(default=300, ge=1)
     """Trials of each search of the fusion."""
+    recbole_minutes: float = Field(default=15.0, ge=0)
+    """RecBole's SASRec begins epochs for so long, where `make recbole` was run; 0: leave it out."""
     draws: int = Field(default=2000, ge=100)
     """Bootstrap resamples."""
     seed: int = Field(default=0, ge=0)
@@ -101,6 +105,7 @@ class Bench:
         report = self._evaluated()
         minutes = (time.perf_counter() - began) / 60
         rivals = list(peers(self._parts, self._config.seed))
+        recbole = self._recbole(rivals)
         return "\n".join(
             (
                 f"## {self._parts.protocol.capitalize()}\n",
@@ -113,6 +118,7 @@ class Bench:
                     for found in report.comparisons
                     if found.metric == "ndcg"
                 ),
+                recbole,
                 self._ablation(),
                 self._audit(),
             )
@@ -158,6 +164,15 @@ class Bench:
                 seed=self._config.seed,
             )
         )
+
+    def _recbole(self, rivals: list[tuple[Measured, float]]) -> str:
+        """Add its models to ``rivals``; a sentence on its epochs, or on why there are none."""
+        minutes = self._config.recbole_minutes
+        if not FOLDER.is_dir() or not minutes:
+            return MISSING if minutes else ""
+        found = recbole_peers(self._parts, self._folder / "recbole", minutes, self._config.seed)
+        rivals.extend((peer.measured, peer.fit_s) for peer in found.values())
+        return epochs_told(found["SASRec"].epochs_s, self._data(self._parts))
 
     def _systems(
         self,

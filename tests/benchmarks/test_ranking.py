@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.harness import recbole
 from benchmarks.harness.ranking import ablation, audit, peers, with_ties_reversed
 from fusionrec.data.dataset import Dataset, DatasetInfo, Events
 from fusionrec.data.histories import Histories
@@ -16,6 +18,7 @@ from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.significance import BootstrapConfig
 from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.normalisation import Normalisation
+from fusionrec.sources.protocol import TrainingData
 
 
 def dataset(users: list[int], items: list[int], times: list[int]) -> Any:
@@ -69,6 +72,30 @@ def test_peers_find_what_goes_together_and_recommend_nothing_twice(synthetic: Da
         assert ndcg > 10 / parts.num_items, found.name  # chance finds k of I
     assert np.array_equal(parts.train.items, before[0])  # nobody has put them in another order
     assert np.array_equal(parts.test.histories.items, before[1])
+
+
+@pytest.mark.slow
+def test_recbole_learns_from_the_same_events_and_finds_what_goes_together(
+    synthetic: Dataset, tmp_path: Path
+):
+    if not recbole.FOLDER.is_dir():
+        pytest.skip(recbole.MISSING)
+    parts = split(synthetic)
+    found = recbole.recbole_peers(parts, tmp_path, minutes=1e-6, seed=0)
+    assert len(found["SASRec"].epochs_s) == 1
+    for name, least in (("EASE", 10), ("SASRec", 2)):
+        measured = found[name].measured
+        assert measured.seen_items == 0
+        assert METRICS["ndcg"](measured.ranks, 10).mean() > least / parts.num_items, name
+
+
+def test_epochs_are_told_over_the_same_events(synthetic: Dataset):
+    parts = split(synthetic)
+    data = TrainingData(synthetic.catalogue, parts.train, has_timestamps=True)
+    told = recbole.epochs_told((1e6, 2e6, 3e6), data)
+    assert f"over {len(parts.train.items):,} training events takes RecBole 2000000.0 [" in told
+    assert told.endswith("0.000 of it. At most 0.1: held.\n")
+    assert recbole.epochs_told((1e-6,), data).endswith("missed.\n")
 
 
 def test_what_is_lost_without_a_source():

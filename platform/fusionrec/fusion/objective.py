@@ -204,7 +204,7 @@ class Objective:
 
 def _weighed(terms: FloatArray, weights: FloatArray, tiles: slice | IntArray) -> FloatArray:
     """[number of ``tiles``, …] weighted sums of ``terms`` [S, A, …], source after source."""
-    total = terms[0, tiles] * weights[0]
+    total: FloatArray = terms[0, tiles] * weights[0]
     for source in range(1, len(weights)):
         if weights[source]:
             total += terms[source, tiles] * weights[source]

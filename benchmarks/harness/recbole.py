@@ -1,0 +1,108 @@
+"""RecBole's SASRec and EASE beside ours, where ``make recbole`` has put it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benchmarks.harness.tables import spread
+from fusionrec.data.splits import Split
+from fusionrec.errors import ServingError
+from fusionrec.evaluation.systems import Kind, ListMeter, Measured
+from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.sequential.config import SASRecConfig
+
+FOLDER = Path("artifacts/recbole")
+"""Where ``make recbole`` puts it."""
+MISSING = "RecBole is not here: `make recbole` brings it.\n"
+MODELS = ("EASE", "SASRec")
+DEPTH = 100
+EPOCHS = 3
+"""Of ours, that its time is measured by."""
+BOUND = 0.1
+"""Of our epoch to theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What became of one of its models."""
+
+    measured: Measured
+    fit_s: float
+    epochs_s: tuple[float, ...]
+    """Seconds of each epoch; of EASE, of its one fit."""
+
+
+def recbole_peers(parts: Split, folder: Path, minutes: float, seed: int) -> dict[str, Peer]:
+    """Each model fitted on the same training histories and asked the same test cases.
+
+    Args:
+        parts: the split.
+        folder: for what its processes leave.
+        minutes: SASRec begins epochs for so long.
+        seed: of everything.
+
+    Raises:
+        ServingError: a process failed; its log says why.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    material = folder / "material.npz"
+    histories = {"train": parts.train, "asked": parts.test.histories}
+    arrays = {
+        f"{name}_{part}": getattr(each, part)
+        for name, each in histories.items()
+        for part in ("items", "timestamps", "offsets")
+    }
+    np.savez(material, allow_pickle=False, **arrays)
+    return {name: _peer(name, parts, material, folder / name, minutes, seed) for name in MODELS}
+
+
+def _peer(name: str, parts: Split, material: Path, out: Path, minutes: float, seed: int) -> Peer:
+    out.mkdir(exist_ok=True)
+    threads = len(os.sched_getaffinity(0))
+    values = {"model": name, "material": material.resolve(), "out": out.resolve(), "depth": DEPTH}
+    values |= {"minutes": minutes, "threads": threads, "seed": seed}
+    words = [str(word) for flag, value in values.items() for word in (f"--{flag}", value)]
+    path = os.pathsep.join((str(FOLDER.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])))
+    with (out / "log").open("w") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.peers.recbole_models", *words],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
+            stdout=log,
+            stderr=log,
+            check=False,
+        )
+    if done.returncode:
+        raise ServingError(f"RecBole's {name} failed: {out / 'log'} says why")
+    with np.load(out / "lists.npz", allow_pickle=False) as found:
+        spent = tuple(map(float, found["spent_s"]))
+        passes = f", {len(spent)} epochs" if name == "SASRec" else ""
+        meter = ListMeter(f"RecBole {name}{passes}", Kind.RUN, parts.test, DEPTH, 10)
+        meter.add(found["items"], found["scores"], float(found["seconds"]))
+    return Peer(meter.measured(), sum(spent), spent)
+
+
+def epochs_told(theirs_s: tuple[float, ...], data: TrainingData) -> str:
+    """How long an epoch takes theirs, and ours over the same events, one after the other."""
+    from fusionrec.sources.sequential.training import Training
+
+    training = Training(data, SASRecConfig())
+    ours_s = []
+    for _ in range(EPOCHS):
+        began = time.perf_counter()
+        training.epoch()
+        ours_s.append(time.perf_counter() - began)
+    share = median(ours_s) / median(theirs_s)
+    return (
+        f"An epoch of SASRec over {len(data.histories.items):,} training events takes RecBole "
+        f"{spread(theirs_s, 1)} s (its own settings, anomaly mode off) and ours "
+        f"{spread(ours_s, 1)} s (as jobs.fit trains it, measured after each): {share:.3f} of it. "
+        f"At most {BOUND:g}: {'held' if share <= BOUND else 'missed'}.\n"
+    )

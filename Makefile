@@ -3,16 +3,16 @@ PYTHON ?= python3# makes .venv; 3.11 or newer
 DATA ?=# make quickstart DATA=FOLDER: raw data in any of the known formats
 BUNDLES ?= artifacts/synthetic/bundles# make serve BUNDLES=FOLDER: where jobs.publish put them
 ONCE ?=# make quickstart ONCE=1: end after the answer
-QUICK ?=# make bench-serving QUICK=1, make chaos QUICK=1: try the harness, in minutes
+QUICK ?=# make bench-serving QUICK=1, bench-training, chaos: try the harness, in minutes
 BIN := .venv/bin
 # load is a library; the others have targets of their own, or want to be told what to measure.
-BENCHMARKS = $(filter-out $(addprefix benchmarks/,load.py serving.py chaos.py models.py ranking.py),$(wildcard benchmarks/[a-z]*.py))
+BENCHMARKS = $(filter-out $(addprefix benchmarks/,load.py serving.py chaos.py models.py ranking.py cuts.py training.py finetuning.py),$(wildcard benchmarks/[a-z]*.py))
 # The quickstart's bundle only where it is asked for: these two make one of their own.
 MEASURE = $(if $(filter-out 0 no false,$(QUICK)),--quick) \
   $(if $(filter-out file default undefined,$(origin BUNDLES)),--bundles "$(BUNDLES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check docs test browser screenshots bench bench-serving bench-ranking chaos serve
+.PHONY: help install quickstart check docs test browser screenshots bench bench-serving bench-ranking recbole bench-training bench-finetuning chaos serve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s%s\n", $$1, $$2}' Makefile
@@ -58,6 +58,17 @@ bench-serving: install ## the endpoint beside its peers, an hour (QUICK=1: wheth
 
 bench-ranking: install ## every source, fusion and peer on DATA=FOLDER, from raw files, with intervals
 	@$(BIN)/python -m benchmarks.ranking --data "$(or $(DATA),$(error make bench-ranking needs DATA=FOLDER))"
+
+recbole: install ## RecBole for bench-ranking, in a folder of its own: it wants old packages
+	@$(BIN)/pip install -q --no-deps --upgrade --target artifacts/recbole -r benchmarks/peers/recbole.txt
+
+bench-training: install ## the training engine beside plain trainers, half an hour (QUICK=1, DATA=FOLDER)
+	@$(BIN)/python -m benchmarks.training \
+	  $(if $(filter-out 0 no false,$(QUICK)),--quick) $(if $(DATA),--data "$(DATA)")
+
+bench-finetuning: install ## what fine-tuning brings on DATA=FOLDER, with intervals (QUICK=1)
+	@$(BIN)/python -m benchmarks.finetuning $(if $(filter-out 0 no false,$(QUICK)),--quick) \
+	  --data "$(or $(DATA),$(error make bench-finetuning needs DATA=FOLDER))"
 
 chaos: install ## faults under load: what users notice (QUICK=1, BUNDLES=FOLDER)
 	@$(BIN)/python -m benchmarks.chaos $(MEASURE)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import ndcg
@@ -15,7 +16,7 @@ from fusionrec.fusion.diversity import Diversity, DiversityConfig, ItemCategorie
 from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.fusion.rules import Rules
 from fusionrec.serving.pipeline import Pipeline, read_config
-from tuning.pareto import Front, ParetoCampaign, Point, campaign, choose
+from tuning.pareto import Front, ParetoCampaign, Point, _diversity, campaign, choose
 from tuning.tradeoff import Tradeoff, collect, diversified, weighed
 
 MODES = {"ndcg": "max", "latency_ms": "min"}
@@ -131,6 +132,22 @@ def test_what_the_pipeline_has_can_be_traded(tradeoff):
     free = priced.measure({**start, "diversity.exposure": 0.0})
     assert free == tradeoff.measure(tradeoff.start())
     assert priced.measure(start)["ndcg"] != free["ndcg"]
+
+
+def test_prices_outlive_a_search(tradeoff, fitted, synthetic, tmp_path):
+    directory = shutil.copytree(fitted, tmp_path / "pipeline")
+    prices = np.arange(len(tradeoff.cold), dtype=np.float32)
+    config = DiversityConfig(max_exposure=0.5, freshness=0.1)
+    releases = Releases.load(directory / RELEASES)
+    made = replace(tradeoff.diversity, config=config, releases=releases, prices=prices)
+    made.save(directory / "diversity")
+    found = _diversity(directory, synthetic, config)
+    assert found.prices.tolist() == prices.tolist()
+    start = replace(tradeoff, diversity=found).start()
+    assert start["diversity.exposure"] == 1
+    assert start["diversity.freshness"] == 0.1
+    none = config.model_copy(update={"exposure": 0.0})
+    assert _diversity(directory, synthetic, none).prices is None
 
 
 def test_rules_hold_in_what_is_traded(fitted, synthetic):

@@ -21,6 +21,7 @@ import numpy as np
 from fusionrec.data.histories import CodeArray, FloatArray, IntArray
 
 _ROUNDS = 200
+_ROUNDING = 1e-6
 _STEP = 3e-3
 """Least rise: ends the race of items that overtake each other by next to nothing."""
 
@@ -52,7 +53,7 @@ def capped_prices(
     prices = np.zeros(num_items, dtype=np.float32)
     for _ in range(_ROUNDS):
         items, scores = fill(prices)
-        most = max(1, int(max_exposure * len(items)))
+        most = max(1, int(max_exposure * len(items) + _ROUNDING))
         surplus = np.maximum(exposures(items, k, num_items) - most, 0)
         rises = _rises(items, scores, k, surplus)
         if not rises.any():

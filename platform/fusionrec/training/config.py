@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from fusionrec.config import Config
 from fusionrec.language.precision import Precision
+from fusionrec.space import Range
 
 
 class Method(StrEnum):
@@ -29,7 +30,7 @@ class TrackerName(StrEnum):
 class LoraSettings(Config):
     """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685) on every linear layer but the head."""
 
-    rank: int = Field(16, ge=1)
+    rank: Annotated[int, Range(4, 64, log=True)] = Field(16, ge=1)
     """Rank of the update of a weight matrix."""
     alpha: int = Field(32, ge=1)
     """The update is scaled by alpha / rank."""
@@ -57,11 +58,11 @@ class TrainingConfig(Config):
     activation_checkpointing: bool = False
     """Keep only the input of each layer for the backward pass and compute the layer again: less
     memory for about a third more time, and the same numbers."""
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: Annotated[float, Range(1e-5, 1e-3, log=True)] = Field(5e-5, gt=0)
     """Peak of the schedule, reached after the warm-up; it then falls linearly to zero."""
-    warmup: float = Field(0.1, ge=0, lt=1)
+    warmup: Annotated[float, Range(0, 0.3)] = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Annotated[float, Range(1e-4, 0.3, log=True)] = Field(0.01, ge=0)
     """AdamW's decay of weight matrices; biases and norms are not decayed."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
@@ -124,8 +125,9 @@ class TrainingConfig(Config):
             "zero_optimization": zero,
             "optimizer": {
                 "type": "AdamW",
-                # torch's own AdamW: DeepSpeed's would compile a second native operator.
-                "params": {"lr": self.learning_rate, "torch_adam": True},
+                # torch's own AdamW: DeepSpeed's would compile a second native operator. Fused, it
+                # goes over weights and states once and needs no room for copies of them.
+                "params": {"lr": self.learning_rate, "torch_adam": True, "fused": True},
             },
             "checkpoint": {"load_universal": universal},
             "steps_per_print": 10**9,

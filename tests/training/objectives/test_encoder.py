@@ -76,8 +76,7 @@ def test_gradcache_holds_the_activations_of_one_chunk(make):
 def test_matryoshka_is_the_mean_over_beginnings(make):
     task, model = make(dimensions=(8, 16))
     batch = task.batch(ALL)
-    histories = task._vectors(model, {k[8:]: v for k, v in batch.items() if k[:8] == "history."})
-    items = task._vectors(model, {k[5:]: v for k, v in batch.items() if k[:5] == "item."})
+    histories, items = task._towers(model, batch)
     had = among(batch["seen"], batch["codes"])
     losses = []
     for size in (32, 8, 16):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ from fusionrec.data.text import history_texts, item_text, item_texts
 from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import Encoder, vectors
 from fusionrec.language.inference import pad, tokenize
+from fusionrec.space import Range
+from fusionrec.training import packed
 from fusionrec.training.examples import Examples, lists
 from fusionrec.training.gather import own_first
 from fusionrec.training.losses.info_nce import info_nce
@@ -52,7 +54,7 @@ _NOBODY = torch.iinfo(torch.int64).max
 class EncoderSettings(HistorySettings):
     """How the encoder is trained."""
 
-    temperature: float = Field(0.05, gt=0)
+    temperature: Annotated[float, Range(0.01, 0.2, log=True)] = Field(0.05, gt=0)
     """Divides the cosines of the encoder before the softmax."""
     popularity_correction: bool = False
     """Whether the encoder's loss undoes that popular items are drawn as negatives more often. Off,
@@ -105,6 +107,8 @@ class EncoderTask:
         # Not the encoder itself: the engine alone decides how many copies of the weights there are.
         self._tokenizer = found.tokenizer
         self._config = found.config.model_copy(update=self._settings.limits)
+        # GradCache holds a chunk of the texts at a time: they are not to be in one pass.
+        self._packs = self._settings.grad_cache is None and packed.packs(found.model)
         model: torch.nn.Module = found.model
         return model
 
@@ -113,7 +117,10 @@ class EncoderTask:
         return shuffled(len(self._examples), batch_size, generator)
 
     def batch(self, examples: IntArray) -> Batch:
-        """Tokens of B histories and B·(1+M) items, these items' codes, [B, S] what users had."""
+        """Tokens of B histories and B·(1+M) items, these items' codes, [B, S] what users had.
+
+        Where the model can read packed rows, the tokens of all texts are ``packed``.
+        """
         rows = self._examples.take(examples)
         codes = np.concatenate([rows.positives, self._mined[examples].ravel()])
         had = [np.unique(self._examples.seen.row(int(user))) for user in rows.users]
@@ -121,16 +128,19 @@ class EncoderTask:
         for row, own in enumerate(had):
             seen[row, : len(own)] = own
         batch = {"codes": torch.from_numpy(codes.astype(np.int64)), "seen": torch.from_numpy(seen)}
+        histories = self._histories(rows)
         items = [item_text(self._catalogue, int(code)) for code in codes]
-        for name, texts in (("history", self._histories(rows)), ("item", items)):
+        if self._packs:
+            tokens = tokenize(self._tokenizer, self._config.max_tokens, [*histories, *items])
+            return batch | named("packed", packed.pack(tokens, self._tokenizer.pad_token_id))
+        for name, texts in (("history", histories), ("item", items)):
             batch |= named(name, self._tokens(texts))
         return batch
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """InfoNCE; an item that a history's user had anyway is no negative of that history."""
-        histories = self._vectors(model, part(batch, "history"))  # [B, D]
-        items, codes = self._vectors(model, part(batch, "item")), batch["codes"]
-        num_drawn = len(histories)
+        histories, items = self._towers(model, batch)
+        codes, num_drawn = batch["codes"], len(histories)
         drawn = torch.arange(len(codes), device=codes.device) < num_drawn
         if self._settings.gather_negatives:
             items, codes, drawn = own_first(items), own_first(codes), own_first(drawn)
@@ -213,6 +223,18 @@ class EncoderTask:
 
     def _encode(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         return vectors(model, batch, self._config.pooling)
+
+    def _towers(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[B, D] vectors of the histories, [B·(1+M), D] of the items."""
+        if self._packs:
+            count = len(batch["seen"])
+            total, pooling = count + len(batch["codes"]), self._config.pooling
+            found = packed.vectors(model, part(batch, "packed"), pooling, total)
+            return found[:count], found[count:]
+        return (
+            self._vectors(model, part(batch, "history")),
+            self._vectors(model, part(batch, "item")),
+        )
 
     def _vectors(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """[B, D]; with GradCache a chunk's activations are not kept but computed again."""

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from fusionrec.data.catalogue import Catalogue
@@ -108,7 +108,8 @@ class PretrainingTask:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logits, labels = model(**inputs).logits.float(), batch["labels"]
         if not self._masked:
-            logits, labels = logits[:, :-1], labels[:, 1:]
+            # Not the logits: a copy of them would be the largest tensor of the step.
+            labels = pad(labels[:, 1:], (0, 1), value=_UNPREDICTED)
         chosen = labels != _UNPREDICTED
         total = cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=_UNPREDICTED, reduction="sum"

@@ -13,7 +13,7 @@ import torch
 
 from fusionrec.data.histories import FloatArray
 from fusionrec.language.encoder import vectors
-from fusionrec.language.packing import pack
+from fusionrec.language.layers import pack
 
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
 Forward: TypeAlias = Callable[[Inputs], FloatArray]

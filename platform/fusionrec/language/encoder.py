@@ -30,6 +30,7 @@ from fusionrec.language.inference import (
     usable,
     weights_dtype,
 )
+from fusionrec.language.layers import pack
 from fusionrec.language.models import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL,
@@ -40,7 +41,6 @@ from fusionrec.language.models import (
     resolve,
     save_pretrained,
 )
-from fusionrec.language.packing import pack
 from fusionrec.language.precision import Precision
 
 Pooling = Literal["mean", "cls"]

@@ -35,24 +35,15 @@ class PackedLinear(torch.nn.Module):
         )
         return found
 
-
-@torch.inference_mode()
-def pack(module: torch.nn.Module) -> None:
-    """Replace, in place, the linear layers that this makes faster: those in bf16 on a CPU."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return
-    fused = _has_gelu(module) and _packable(module.dense)
-    for name, child in module.named_children():
-        if _packable(child):
-            activation: Activation = "gelu" if fused and name == "dense" else "none"
-            setattr(module, name, PackedLinear(child, activation))
-        else:
-            pack(child)
-    if fused:
-        module.intermediate_act_fn = torch.nn.Identity()
+    def plus(self, inputs: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """[…, out] of ``inputs`` […, in], with ``other`` […, out] added before it is rounded."""
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            inputs, other, self._packed, self._bias, "add"
+        )
+        return found
 
 
-def _has_gelu(module: Any) -> bool:
+def has_gelu(module: Any) -> bool:
     """Whether this is the feed-forward layer of BERT or a relative: ``dense``, then an erf GELU."""
     activation = getattr(module, "intermediate_act_fn", None)
     return (
@@ -62,7 +53,8 @@ def _has_gelu(module: Any) -> bool:
     )
 
 
-def _packable(module: Any) -> TypeGuard[torch.nn.Linear]:
+def packable(module: Any) -> TypeGuard[torch.nn.Linear]:
+    """Whether this is a linear layer that :class:`PackedLinear` makes faster."""
     return (
         type(module) is torch.nn.Linear
         and module.weight.dtype is torch.bfloat16

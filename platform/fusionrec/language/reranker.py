@@ -29,6 +29,7 @@ from fusionrec.language.inference import (
     usable,
     weights_dtype,
 )
+from fusionrec.language.layers import pack
 from fusionrec.language.models import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL,
@@ -38,7 +39,6 @@ from fusionrec.language.models import (
     resolve,
     save_pretrained,
 )
-from fusionrec.language.packing import pack
 from fusionrec.language.precision import Precision
 
 

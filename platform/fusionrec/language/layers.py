@@ -1,0 +1,110 @@
+"""The layers of BERT and its relatives for inference in bf16 on a CPU, and nothing around them.
+
+Transformers calls some twenty Python functions for each layer, which takes as long as three short
+texts take. Here a layer is seven kernels: query, key and value are one product, residual sums are
+made while a product is still in float32. ``benchmarks.models`` measures what that gains.
+
+Shape legend: B texts, L tokens, H heads, D the width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from fusionrec.language.packing import Activation, PackedLinear, has_gelu, packable
+
+_ENCODERS = ("BertEncoder", "RobertaEncoder", "XLMRobertaEncoder")
+
+
+@torch.inference_mode()
+def pack(module: torch.nn.Module) -> None:
+    """Replace, in place, what is faster here: linear layers in bf16 on a CPU, and all of BERT's."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    fused = has_gelu(module) and packable(module.dense)
+    for name, child in module.named_children():
+        if replaceable(child):
+            setattr(module, name, Layers(child))
+        elif packable(child):
+            activation: Activation = "gelu" if fused and name == "dense" else "none"
+            setattr(module, name, PackedLinear(child, activation))
+        else:
+            pack(child)
+    if fused:
+        module.intermediate_act_fn = torch.nn.Identity()
+
+
+def replaceable(module: Any) -> TypeGuard[torch.nn.Module]:
+    """Whether :class:`Layers` computes what ``module`` does."""
+    kind = type(module)
+    if kind.__name__ not in _ENCODERS or not kind.__module__.startswith("transformers."):
+        return False
+    config = module.config
+    plain = not (config.is_decoder or config.add_cross_attention)
+    return (
+        plain
+        and config._attn_implementation == "sdpa"
+        and len(module.layer) > 0
+        and all(
+            packable(layer.output.dense) and has_gelu(layer.intermediate) for layer in module.layer
+        )
+    )
+
+
+class Layers(torch.nn.Module):
+    """Takes the place of the ``encoder`` inside a model of Transformers."""
+
+    def __init__(self, encoder: Any) -> None:
+        """Take over the layers of an encoder that is :func:`replaceable`."""
+        super().__init__()
+        heads = encoder.config.num_attention_heads
+        self._layers = [_Layer(layer, heads) for layer in encoder.layer]
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """[B, L, D] of [B, L, D]; the mask, where there is one, as Transformers makes it."""
+        for layer in self._layers:
+            hidden_states = layer(hidden_states, attention_mask)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)
+
+
+class _Layer:
+    """Attention (Vaswani et al., 2017) and feed-forward network, each with its normalisation."""
+
+    def __init__(self, layer: Any, heads: int) -> None:
+        own, given = layer.attention.self, layer.attention.output
+        self._heads = heads
+        self._asked = PackedLinear(_stacked(own.query, own.key, own.value))
+        self._mixed = PackedLinear(given.dense)
+        self._norm = given.LayerNorm
+        self._widened = PackedLinear(layer.intermediate.dense, "gelu")
+        self._narrowed = PackedLinear(layer.output.dense)
+        self._last_norm = layer.output.LayerNorm
+
+    def __call__(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        batch, length, width = hidden.shape
+        parts = self._asked(hidden).view(batch, length, 3, self._heads, width // self._heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        found = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        found = found.transpose(1, 2).reshape(batch, length, width)
+        hidden = _normal(self._mixed.plus(found, hidden), self._norm)
+        return _normal(self._narrowed.plus(self._widened(hidden), hidden), self._last_norm)
+
+
+def _normal(hidden: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
+    return layer_norm(hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _stacked(*linears: torch.nn.Linear) -> torch.nn.Linear:
+    """One layer whose output is those of ``linears``, one after the other."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    stacked = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    stacked.weight = torch.nn.Parameter(weight, requires_grad=False)
+    bias = torch.cat([linear.bias.detach() for linear in linears])
+    stacked.bias = torch.nn.Parameter(bias, requires_grad=False)
+    return stacked

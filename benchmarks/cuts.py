@@ -150,7 +150,6 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 
 def _text(config: CutsBenchmark, reports: list[Report]) -> str:
-    words = f"--data {config.data} --cuts {config.cuts} --seed {config.seed}"
     sizes = "; ".join(
         f"cut {number}: {report.dataset.num_interactions:,} events, {report.num_cases:,} test cases"
         for number, report in enumerate(reports, 1)
@@ -158,10 +157,26 @@ def _text(config: CutsBenchmark, reports: list[Report]) -> str:
     columns = ("system", *(f"cut {n}" for n in range(1, len(reports) + 1)), "mean", "sd", "ahead")
     return (
         f"# Ranking at {len(reports)} time cuts on {config.data.resolve().name}, {today()}\n\n"
-        f"{describe()}\n\n`python -m benchmarks.cuts {words} --trials {config.trials}`. {sizes}. "
+        f"{describe()}\n\n`python -m benchmarks.cuts {_flags(config)}`. {sizes}. "
         f"NDCG@{K} on test, cut 1 the newest; *ahead*: at how many cuts the served list was.\n\n"
         + table(columns, list(_rows(reports)))
     )
+
+
+def _flags(config: CutsBenchmark) -> str:
+    """What was asked for, but for where it goes."""
+    flags = [f"--data {config.data}"]
+    for name, field in CutsBenchmark.model_fields.items():
+        value = getattr(config, name)
+        if name in ("data", "out") or value == field.default:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{flag}")
+        else:
+            shown = ",".join(value) if isinstance(value, tuple) else value
+            flags.append(f"--{flag} {shown}")
+    return " ".join(flags)
 
 
 def _rows(reports: list[Report]) -> Iterator[tuple[str, ...]]:

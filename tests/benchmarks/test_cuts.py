@@ -51,6 +51,8 @@ def test_every_cut_is_measured(ray_cluster, synthetic, tmp_path):
         trials=4,
     )
     text = measure(config).read_text()
+    flags = "--cuts 2 --sources popularity,item-knn --model linear --trials 4"
+    assert f"`python -m benchmarks.cuts --data {raw} {flags}`" in text
     rows = re.findall(
         r"^\| ([\w-]+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|(.*)\|$", text, re.MULTILINE
     )

@@ -1,4 +1,5 @@
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +25,8 @@ def dataset(*, has_timestamps=True, **columns):
         num_items=3,
         has_timestamps=has_timestamps,
     )
-    made = Dataset.__new__(Dataset)
-    made.__dict__.update(
-        directory="x", info=info, items=pa.table({"item_id": ["a", "b", "c"], **columns})
-    )
+    made = Dataset(Path("x"), info)
+    made.__dict__["items"] = pa.table({"item_id": ["a", "b", "c"], **columns})  # as if read
     return made
 
 

@@ -61,6 +61,8 @@ class TrainingBenchmark(JobConfig):
     """What to train."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
     """Arithmetic of the models; a claim is made on the first."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of the one worker that is compared with the peers; by default the number of cores."""
     workers: tuple[int, ...] = (1, 2)
     """Workers of our engine, with a thread each; more than there are cores are left out."""
     repetitions: int = Field(default=3, ge=1)
@@ -115,9 +117,10 @@ def rounds(config: TrainingBenchmark, made: Material) -> Iterator[Sample]:
     cores = len(os.sched_getaffinity(0))
     peer = PEERS[made.kind]
     systems = ["engine", peer] if find_spec(peer.replace("-", "_")) else ["engine"]
-    contenders = [(system, p, 1, cores) for p in config.precisions for system in systems]
+    threads = config.threads or cores
+    contenders = [(system, p, 1, threads) for p in config.precisions for system in systems]
     scaling = [("engine", config.precisions[0], n, 1) for n in config.workers if n <= cores]
-    contenders += [each for each in scaling if each not in contenders]
+    contenders += [one for one in scaling if one not in contenders]
     settings = {
         "steps": config.steps,
         "warm-up": config.warm_up,
@@ -126,8 +129,8 @@ def rounds(config: TrainingBenchmark, made: Material) -> Iterator[Sample]:
         "seed": config.seed,
     }
     for repetition in range(config.repetitions):
-        for system, precision, workers, threads in contenders:
-            name = f"{made.kind}-{system}-{precision}-{workers}x{threads}"
+        for system, precision, workers, each in contenders:
+            name = f"{made.kind}-{system}-{precision}-{workers}x{each}"
             folder = config.out / "runs" / name
             shutil.rmtree(folder, ignore_errors=True)
             sample = train(
@@ -136,7 +139,7 @@ def rounds(config: TrainingBenchmark, made: Material) -> Iterator[Sample]:
                 folder=folder,
                 precision=precision,
                 workers=workers,
-                threads=threads,
+                threads=each,
                 repetition=repetition,
                 settings=settings,
             )
@@ -154,10 +157,14 @@ def claims(samples: list[Sample], precision: str) -> list[Claim]:
     found = []
     for kind, peer in PEERS.items():
         whole = [s for s in samples if s.kind == kind and s.precision == precision]
-        cores = max((s.threads for s in whole), default=0)
+        compared = {s.threads for s in whole if s.system == peer}
         ours, theirs = (
             sorted(
-                (s for s in whole if (s.system, s.workers, s.threads) == (system, 1, cores)),
+                (
+                    s
+                    for s in whole
+                    if s.system == system and s.workers == 1 and s.threads in compared
+                ),
                 key=lambda s: s.repetition,
             )
             for system in ("engine", peer)

@@ -33,7 +33,7 @@ ENCODER, DECODER = "encoder", "decoder"
 HISTORY_TOKENS = 42
 """Mean length of a history's text that the number of its items is chosen for."""
 MAX_TOKENS = 64
-BLOCK_TOKENS = 128
+BLOCK_TOKENS = 256
 """Of an example of the decoder."""
 HELD_OUT = 256
 """Pairs whose loss is measured."""
@@ -188,6 +188,8 @@ class Sample:
     """Examples in a second, over all workers."""
     seconds: float
     """Of a step."""
+    cpu_ms: float
+    """CPU time of an example on the first worker, all its threads."""
     stages: dict[str, float]
     """Seconds of a step's stages, on the first worker."""
     loss_before: float
@@ -250,6 +252,7 @@ def train(
         repetition=repetition,
         rate=settings["batch-size"] * workers / found["seconds_a_step"],
         seconds=found["seconds_a_step"],
+        cpu_ms=found["cpu_seconds_a_step"] / settings["batch-size"] * 1e3,
         stages=found["stages"],
         loss_before=found["loss_before"],
         loss_after=found["loss_after"],
@@ -267,6 +270,7 @@ def rates_table(samples: Sequence[Sample], tokens: float) -> str:
                 *name,
                 spread(rates, 1),
                 spread([rate * tokens for rate in rates], 0),
+                spread([sample.cpu_ms for sample in cell], 1),
                 f"{cell[0].loss_before:.4f}",
                 spread([sample.loss_after for sample in cell], 4),
                 f"{median(sample.losses[-1] for sample in cell):.4f}",
@@ -274,7 +278,7 @@ def rates_table(samples: Sequence[Sample], tokens: float) -> str:
         )
     columns = ("system", "precision", "workers × threads", "samples/s", "tokens/s")
     losses = ("held-out loss before", "after", "loss of the last step")
-    return table((*columns, *losses), rows)
+    return table((*columns, "CPU ms a sample", *losses), rows)
 
 
 def stages_table(samples: Sequence[Sample]) -> str:

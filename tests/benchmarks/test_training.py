@@ -23,6 +23,7 @@ def sample(system: str, repetition: int, rate: float, loss: float, threads: int 
         repetition=repetition,
         rate=rate,
         seconds=32 / rate,
+        cpu_ms=60.0,
         stages={"forward": 0.5, "rest": 0.25},
         loss_before=3.0,
         loss_after=loss,
@@ -50,13 +51,17 @@ def test_claims_are_ratios_within_a_round_at_the_same_cores():
 
 def test_tables_tell_medians_and_spreads():
     rates = rates_table(SAMPLES, tokens=50)
-    assert "| engine | fp32 | 1 × 2 | 28.0 [26.0, 30.0] | 1400 [1300, 1500] |" in rates
+    assert (
+        "| engine | fp32 | 1 × 2 | 28.0 [26.0, 30.0] | 1400 [1300, 1500] | 60.0 [60.0, 60.0] |"
+        in rates
+    )
     assert "| engine | fp32 | 1 × 2 | 0 | 500 | 0 | 0 | 250 |" in stages_table(SAMPLES)
 
 
 def test_the_clock_leaves_the_warm_up_out(monkeypatch):
     now = iter([0.0, 0.5, 1.0, 10.0, 11.0, 13.0, 20.0, 24.0, 30.0])
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(trainer.time, "process_time", iter([2.0, 3.0, 5.0]).__next__)
     clock = trainer.Clock(warm_up=1)
     forward = clock.timed("forward", lambda: None)
     forward()  # 0.0–0.5
@@ -66,6 +71,7 @@ def test_the_clock_leaves_the_warm_up_out(monkeypatch):
         clock.step()
     found = clock.summary()
     assert found["seconds_a_step"] == pytest.approx((30 - 1) / 2)
+    assert found["cpu_seconds_a_step"] == pytest.approx(1.5)
     assert found["stages"] == pytest.approx({"forward": 2.5, "rest": 12.0})
 
 

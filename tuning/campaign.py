@@ -1,4 +1,4 @@
-"""A whole campaign from one YAML file: sources, then fusion, then the front, then the reranker.
+"""A whole campaign from one YAML file: encoder, sources, fusion, the front, the reranker.
 
 ::
 
@@ -42,6 +42,9 @@ from fusionrec.serving.pipeline import Pipeline, read_config
 from jobs import cluster
 from jobs.entry import run
 from tuning import history, report
+from tuning.finetune import FinetuneCampaign, FinetuneSettings
+from tuning.finetune import campaign as search_encoder
+from tuning.finetune import material as encoder_data
 from tuning.fusion import FusionCampaign
 from tuning.fusion import campaign as search_fusion
 from tuning.journal import claim, owned
@@ -62,6 +65,7 @@ FRONT_SHARE = 0.2
 class CampaignStage(StrEnum):
     """A part of a campaign."""
 
+    FINETUNE = "finetune"
     SOURCES = "sources"
     FUSION = "fusion"
     PARETO = "pareto"
@@ -96,10 +100,11 @@ class CampaignConfig(JobConfig):
     out: Path
     """Directory of the campaign: journals and report; one that exists is gone on with."""
     stages: tuple[CampaignStage, ...] = (CampaignStage.SOURCES, CampaignStage.FUSION)
-    """Any of sources, fusion, pareto and reranking; they run in this order."""
+    """Any of finetune, sources, fusion, pareto and reranking; they run in this order."""
     minutes: float | None = Field(default=None, gt=0)
     """Time for the searches of sources and front, earlier starts included; what is left is shared
     by the searches to come. Default: until their trials are done."""
+    finetune: FinetuneSettings = FinetuneSettings()
     sources: SourcesSettings = SourcesSettings()
     fusion: FusionSettings = FusionSettings()
     pareto: ParetoSettings = ParetoSettings()
@@ -126,11 +131,12 @@ def campaign(config: CampaignConfig) -> report.CampaignReport:
         raise ConfigError(
             f"setting stages is empty: name any of {', '.join(CampaignStage)} under stages"
         )
-    if CampaignStage.SOURCES in config.stages and CampaignStage.FUSION not in config.stages:
-        raise ConfigError(
-            "setting stages names sources without fusion, whose weights mean nothing once a source "
-            "has changed: add fusion, or run tuning.sources alone"
-        )
+    for stage in (CampaignStage.FINETUNE, CampaignStage.SOURCES):
+        if stage in config.stages and CampaignStage.FUSION not in config.stages:
+            raise ConfigError(
+                f"setting stages names {stage} without fusion, whose weights mean nothing once a "
+                f"source has changed: add fusion, or run tuning.{stage} alone"
+            )
     dataset = Dataset.open(config.dataset)
     fitted = read_config(config.pipeline)
     if fitted.dataset.fingerprint != dataset.info.fingerprint:
@@ -138,6 +144,8 @@ def campaign(config: CampaignConfig) -> report.CampaignReport:
             f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
             "give the same one or run jobs.fit again"
         )
+    if CampaignStage.FINETUNE in config.stages:
+        encoder_data(_finetune_campaign(config))
     if CampaignStage.SOURCES in config.stages:
         names_of(_source_campaign(config))
     if CampaignStage.RERANKING in config.stages and not (config.pipeline / "reranker").is_dir():
@@ -164,8 +172,10 @@ def _stages(config: CampaignConfig) -> tuple[Winner, ...]:
     names = ("pipeline", "dataset", "seed", "k")
     common: dict[str, Any] = {name: getattr(config, name) for name in names}
     winners: list[Winner] = []
+    if CampaignStage.FINETUNE in config.stages:
+        winners.append(search_encoder(_finetune_campaign(config)))
     if CampaignStage.SOURCES in config.stages:
-        winners = search_sources(_source_campaign(config))
+        winners += search_sources(_source_campaign(config))
     if _to_do(config, CampaignStage.FUSION):
         _, workers = fit(1, config.workers)
         # The front weighs sums: trees would have been grown over other weights.
@@ -185,6 +195,15 @@ def _stages(config: CampaignConfig) -> tuple[Winner, ...]:
         weigh(RerankingCampaign(**common, **config.reranking.model_dump()))
         _mark(config, CampaignStage.RERANKING)
     return tuple(winners)
+
+
+def _finetune_campaign(config: CampaignConfig) -> FinetuneCampaign:
+    return FinetuneCampaign(
+        **config.finetune.model_dump(),
+        **{name: getattr(config, name) for name in ("pipeline", "dataset", "seed", "k")},
+        out=config.out / CampaignStage.FINETUNE,
+        workers=config.workers,
+    )
 
 
 def _source_campaign(config: CampaignConfig) -> SourcesCampaign:
@@ -264,15 +283,11 @@ def _report(
         values = np.stack([after[part], before[part]], axis=1)
         return compare("ndcg", ("tuned", "before"), values, bootstrap)
 
-    searches = [
-        history.read(config.out / "sources" / winner.name, winner.name, "ndcg")
-        for winner in winners
-    ]
-    searches += [
-        history.read(config.out / name, name, "ndcg")
-        for name in (CampaignStage.FUSION, CampaignStage.PARETO)
-        if name in config.stages
-    ]
+    beside = config.out / "sources"
+    named = [(config.out if w.name == CampaignStage.FINETUNE else beside, w.name) for w in winners]
+    alone = (CampaignStage.FUSION, CampaignStage.PARETO)
+    named += [(config.out, str(name)) for name in alone if name in config.stages]
+    searches = [history.read(place / name, name, "ndcg") for place, name in named]
     front = config.out / "pareto" / FRONT
     settings = write_fit_settings(config.pipeline, config.dataset, config.out / "winner.yaml")
     return report.CampaignReport(

@@ -9,6 +9,7 @@ Massively Parallel Hyperparameter Tuning", MLSys 2020).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Search:
     """Trials at a time; None for as many as fit."""
     cpus: int = 1
     """CPUs of a trial."""
+    gpus: int = 0
+    """GPUs of a trial."""
     epochs: int = 1
     """Passes of a whole trial, which reports after each of ``rungs(epochs)``."""
 
@@ -144,7 +147,9 @@ def _tune(
         reduction_factor=REDUCTION,
     )
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, **parts), {"cpu": cpus}),
+        tune.with_resources(
+            tune.with_parameters(trainable, **parts), {"cpu": cpus, "gpu": search.gpus}
+        ),
         tune_config=tune.TuneConfig(
             search_alg=ConcurrencyLimiter(searcher, max_concurrent=workers),
             scheduler=None if whole else asha,
@@ -162,6 +167,8 @@ def _tune(
     # Tune would take Ctrl-C for the end of the search, and what follows for its result.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the journal has what they would note
+    # It would warn of each trial that nothing was logged.
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     # Tune prints a banner even when told to be silent.
     with (search.directory / "tune.log").open("a") as log, contextlib.redirect_stdout(log):
         results = tuner.fit()

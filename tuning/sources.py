@@ -126,7 +126,7 @@ def campaign(config: SourcesCampaign) -> list[Winner]:
     with owned(config.out), cluster.start():
         claim(config.out, {"names": names})
         for name in names:
-            _settle(config.pipeline / "sources" / name)
+            settle(config.pipeline / "sources" / name)
         winners = [
             _tune_source(config, name, material, len(names) - index)
             for index, name in enumerate(names)
@@ -215,7 +215,7 @@ def _tune_source(config: SourcesCampaign, name: str, material: Material, to_come
                 f"{config.pipeline} has: give another directory or remove it"
             )
         if settings != now:  # it was interrupted after the decision
-            _replace(config.pipeline, built(type(source), settings).fit(material.data))
+            install(config.pipeline, built(type(source), settings).fit(material.data))
         return winner
     claim(
         directory,
@@ -303,11 +303,11 @@ def _decide(
     path.with_suffix(".tmp").write_text(winner.model_dump_json(indent=1), encoding="utf-8")
     path.with_suffix(".tmp").replace(path)
     if holds and fitted is not None:
-        _replace(config.pipeline, fitted)
+        install(config.pipeline, fitted)
     return winner
 
 
-def _replace(pipeline: Path, source: Source) -> None:
+def install(pipeline: Path, source: Source) -> None:
     """Put ``source`` in place of the one of its name; what was found for that one goes first."""
     _remove(pipeline / LAMBDARANK)
     (pipeline / "fusion.json").unlink(missing_ok=True)
@@ -321,8 +321,8 @@ def _replace(pipeline: Path, source: Source) -> None:
     _remove(old)
 
 
-def _settle(place: Path) -> None:
-    """End what :func:`_replace` left half done: a source goes only once its successor is whole."""
+def settle(place: Path) -> None:
+    """End what :func:`install` left half done: a source goes only once its successor is whole."""
     if not place.is_dir():
         _whole(place).rename(place)
     _remove(*_beside(place))

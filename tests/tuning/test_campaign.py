@@ -146,7 +146,7 @@ def test_the_commands_of_the_report_make_the_winner_anew(done):
         ({"fusion": {"trials": 0}}, r"setting fusion\.trials = 0 is wrong: .* greater than"),
         ({"minutes": "soon"}, r"setting minutes = 'soon' is wrong"),
         ({"pipeline": None}, r"setting pipeline = None is wrong"),
-        ({"stages": []}, r"setting stages is empty: name any of sources, fusion"),
+        ({"stages": []}, r"setting stages is empty: name any of finetune, sources, fusion"),
         ({"stages": ["sources"]}, r"stages names sources without fusion"),
         ({"stages": ["fusion", "reranking"]}, r"names reranking, but .* has no reranker"),
         ({"sources": {"names": ["itemknn"]}}, r"names = 'itemknn' is no source .* among"),

@@ -170,7 +170,8 @@ def by_sentence_transformers(config: TrainerConfig, task: Task, clock: Clock) ->
     )
     _follow(trainer, clock)
     trainer.train()
-    trained: torch.nn.Module = model[0].auto_model
+    first: Any = model[0]
+    trained: torch.nn.Module = first.auto_model
     return trained
 
 
@@ -242,7 +243,7 @@ def _follow(trainer: Any, clock: Clock) -> None:
         "optimizer", trainer.accelerator.clip_grad_norm_
     )
 
-    class Follower(TrainerCallback):  # type: ignore[misc]
+    class Follower(TrainerCallback):
         last = time.perf_counter()
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -256,9 +257,9 @@ def _follow(trainer: Any, clock: Clock) -> None:
             clock.step()
             self.last = time.perf_counter()
 
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-            if "loss" in logs:
-                clock.losses.append(float(logs["loss"]))
+        def on_log(self, *_: Any, **given: Any) -> None:
+            if "loss" in given["logs"]:
+                clock.losses.append(float(given["logs"]["loss"]))
             self.last = time.perf_counter()
 
     trainer.remove_callback(PrinterCallback)

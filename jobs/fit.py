@@ -49,7 +49,7 @@ from jobs.entry import run
 
 _SLOW = frozenset({"sasrec"})
 _NAMED = frozenset({"content", "recvae"})
-"""Sources that the ablation does not speak for: fitted where --sources names them."""
+"""Sources that no ablation speaks for yet: fitted where --sources names them."""
 
 
 class FitConfig(JobConfig):

@@ -113,6 +113,10 @@ class TrainingConfig(Config):
     def deepspeed(self, world_size: int, *, bf16: bool, universal: bool = False) -> dict[str, Any]:
         """DeepSpeed's own configuration; ``universal`` when it will load a universal checkpoint."""
         zero: dict[str, Any] = {"stage": self.zero_stage}
+        if world_size == 1 and self.zero_stage < 3:
+            # Gradients beyond the size of a bucket are taken as they are. With nobody to send them
+            # to there is no reason to copy them into one.
+            zero |= {"reduce_bucket_size": 1}
         if self.zero_stage == 3:
             # With the default thresholds a small model is never partitioned at all.
             zero |= {"stage3_param_persistence_threshold": 10_000}

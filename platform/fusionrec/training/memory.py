@@ -41,7 +41,7 @@ _GATHERED = 10**9
 """Weights that ZeRO-3 keeps gathered at most: DeepSpeed's stage3_max_live_parameters."""
 _BUCKET = 5 * 10**8
 """Gradients that are reduced at once: DeepSpeed's reduce_bucket_size. A device gives the buffer its
-memory when it is made; a process gets it page by page, in the place of the gradients themselves."""
+memory when it is made; a process gets it page by page, as far as there are gradients."""
 
 
 class Architecture(StrEnum):
@@ -173,14 +173,16 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
     share = -(-trained // shards)
     weights, gathered = parameters * size + share * _WHOLE, 0
     gradients, optimizer = trained * size, 2 * share * _WHOLE
-    # AdamW computes the update of a shard beside it: a gradient in float32 and two temporaries.
-    stepping = 3 * share * _WHOLE
+    # Of several workers' gradients DeepSpeed sends copies, in a bucket. Then it copies its shard
+    # out of the others, and once more into one piece for AdamW, which is fused and adds nothing.
+    buckets = shards > 1 or config.zero_stage == 3  # as TrainingConfig.deepspeed has it
+    bucket = (_BUCKET * size if device == "cuda" else trained * size) if buckets else 0
+    stepping = 2 * share * _WHOLE
     if config.zero_stage == 3:
         stepping += share * size  # gradients are reduced into a buffer of their own
         if shards > 1:
             gathered = min(parameters, _GATHERED) * size
             weights = -(-parameters // shards) * size + share * _WHOLE
-    bucket = _BUCKET * size if device == "cuda" else 0
     held = 0 if config.accumulation == 1 else gradients  # of the passes before
     return Estimate(
         parameters=parameters,

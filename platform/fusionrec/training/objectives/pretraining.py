@@ -105,7 +105,9 @@ class PretrainingTask:
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """See the module; 0 where nothing is to be predicted."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if not self._masked:
+            inputs["use_cache"] = False  # which would copy keys and values that nobody reads
         logits, labels = model(**inputs).logits.float(), batch["labels"]
         if not self._masked:
             # Not the logits: a copy of them would be the largest tensor of the step.

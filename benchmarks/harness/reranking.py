@@ -77,7 +77,8 @@ def by_length(
         if not among.any():
             continue
         found = compare("ndcg", ("reranked", "fused"), values[among], bootstrap)
-        name = "all" if (low, high) == (0, np.inf) else f"{low}–{high - 1:.0f}"
+        name = f"{low}" if high == low + 1 else f"{low}–{high - 1:.0f}"
+        name = "all" if (low, high) == (0, np.inf) else name
         difference = found.difference
         rows.append(
             (

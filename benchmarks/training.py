@@ -104,7 +104,7 @@ def material(config: TrainingBenchmark) -> dict[str, Material]:
     else:
         ingest(IngestConfig(raw=config.data, out=folder / "dataset"))
         dataset = Dataset.open(folder / "dataset")
-    found = {}
+    found: dict[str, Material] = {}
     if ENCODER in config.kinds:
         found[ENCODER] = encoder_material(dataset, folder)
     if DECODER in config.kinds:

@@ -71,7 +71,7 @@ def by_length(
     values = np.stack([measured_on.ndcg(each, k) for each in (weight, 0.0)], axis=1)
     lengths = measured_on.cases.histories.lengths
     bounds = [*LENGTH_BOUNDS[1:], np.inf]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for low, high in [(0, np.inf), *zip(LENGTH_BOUNDS, bounds, strict=True)]:
         among = (lengths >= low) & (lengths < high)
         if not among.any():

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -138,7 +138,7 @@ def _chosen(catalogue: Catalogue, codes: list[int]) -> Catalogue:
     return Catalogue.from_table(catalogue.to_table().take(codes))
 
 
-def write_llama(folder: Path, texts: list[str], size: dict[str, int]) -> int:
+def write_llama(folder: Path, texts: list[str], size: Mapping[str, Any]) -> int:
     """A Llama with random weights whose tokenizer has learned from ``texts``; its weights."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -155,7 +155,8 @@ def write_llama(folder: Path, texts: list[str], size: dict[str, int]) -> int:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    tokenizer_class: Any = PreTrainedTokenizerFast  # not typed
+    fast = tokenizer_class(tokenizer_object=tokenizer, **special)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),

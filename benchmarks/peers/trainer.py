@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +68,7 @@ class Clock:
         self._warm_up = warm_up
         self._ends: list[float] = []
         self._cpu: list[float] = []
-        self._stages: Counter[str] = Counter()
+        self._stages: defaultdict[str, float] = defaultdict(float)
         self.losses: list[float] = []
 
     def add(self, stage: str, seconds: float) -> None:

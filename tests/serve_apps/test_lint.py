@@ -22,7 +22,10 @@ LAPTOP: dict[str, Any] = yaml.safe_load(CONFIG_FILE.read_text())
 
 @pytest.fixture
 def values() -> dict[str, Any]:
-    return copy.deepcopy(LAPTOP)
+    """The laptop's YAML, but with as many batches ahead as on a cluster."""
+    values = copy.deepcopy(LAPTOP)
+    change(values, "applications.0.args.gateway.batches_ahead", 1)
+    return values
 
 
 def change(values: dict[str, Any], path: str, value: Any = ...) -> None:

@@ -39,7 +39,7 @@ def logits(task, model):
     batch = task.batch(np.arange(3))
     if task.name == "reranker":
         return model(input_ids=batch["pair.input_ids"]).logits
-    return model(input_ids=batch["history.input_ids"]).last_hidden_state
+    return model(input_ids=batch["packed.input_ids"]).last_hidden_state
 
 
 def test_overfits_a_handful_of_examples(task):

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from benchmarks.harness.command import command_of
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.tables import table
 from fusionrec.config import JobConfig, parse
@@ -157,26 +158,10 @@ def _text(config: CutsBenchmark, reports: list[Report]) -> str:
     columns = ("system", *(f"cut {n}" for n in range(1, len(reports) + 1)), "mean", "sd", "ahead")
     return (
         f"# Ranking at {len(reports)} time cuts on {config.data.resolve().name}, {today()}\n\n"
-        f"{describe()}\n\n`python -m benchmarks.cuts {_flags(config)}`. {sizes}. "
+        f"{describe()}\n\n`{command_of('benchmarks.cuts', config)}`. {sizes}. "
         f"NDCG@{K} on test, cut 1 the newest; *ahead*: at how many cuts the served list was.\n\n"
         + table(columns, list(_rows(reports)))
     )
-
-
-def _flags(config: CutsBenchmark) -> str:
-    """What was asked for, but for where it goes."""
-    flags = [f"--data {config.data}"]
-    for name, field in CutsBenchmark.model_fields.items():
-        value = getattr(config, name)
-        if name in ("data", "out") or value == field.default:
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{'' if value else 'no-'}{flag}")
-        else:
-            shown = ",".join(value) if isinstance(value, tuple) else value
-            flags.append(f"--{flag} {shown}")
-    return " ".join(flags)
 
 
 def _rows(reports: list[Report]) -> Iterator[tuple[str, ...]]:

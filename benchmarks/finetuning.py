@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from benchmarks.harness.command import command_of
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.reranking import by_length, lists_of
 from benchmarks.harness.tables import table
@@ -347,11 +348,9 @@ def measure_all(config: FinetuningBenchmark) -> tuple[Path, bool]:
     ]
     sections = [bench.run() for bench in benches]
     held = all(bench.gain >= GAIN for bench in benches)
-    given = config.model_dump(mode="json", exclude_defaults=True, exclude={"data", "out"})
-    words = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in given.items())
     head = (
         f"# Fine-tuning on {name}, {today()}\n\n{machine}\n\n"
-        f"`python -m benchmarks.finetuning --data {config.data} {words}`; fused lists are linear, "
+        f"`{command_of('benchmarks.finetuning', config)}`; fused lists are linear, "
         "and every choice was made on validation cases. The semantic source is held to "
         f"{GAIN:g} × its NDCG@{K} without fine-tuning: "
         + "; ".join(f"{bench.gain:.2f} ×" for bench in benches)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from benchmarks.harness.command import command_of
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.ranking import (
     ablation,
@@ -292,10 +293,9 @@ def measure(config: RankingBenchmark) -> Path:
             sections.append(f"## {protocol.capitalize()}\n\nThe data have no timestamps.\n")
             continue
         sections.append(Bench(config, dataset, protocol).run())
-    words = f"--data {config.data} --seed {config.seed} --trials {config.trials}"
     head = (
-        f"# Ranking on {name}, {today()}\n\n{machine}\n\n`python -m benchmarks.ranking {words}`; "
-        "every choice was made on validation cases.\n"
+        f"# Ranking on {name}, {today()}\n\n{machine}\n\n"
+        f"`{command_of('benchmarks.ranking', config)}`; every choice was made on validation cases.\n"
     )
     path = folder / f"ranking-{today()}.md"
     path.write_text("\n".join((head, *sections)), encoding="utf-8")

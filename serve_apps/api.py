@@ -230,8 +230,7 @@ def build_api(
 class Shortcut:
     """ASGI middleware: one route answered before FastAPI looks for it and for its parameters.
 
-    That costs as much as reading the question and writing the answer. What is said of the route
-    stays in FastAPI; errors are answered by its handlers.
+    What is said of the route stays in FastAPI; errors are answered by its handlers.
     """
 
     def __init__(

@@ -295,7 +295,8 @@ def measure(config: RankingBenchmark) -> Path:
         sections.append(Bench(config, dataset, protocol).run())
     head = (
         f"# Ranking on {name}, {today()}\n\n{machine}\n\n"
-        f"`{command_of('benchmarks.ranking', config)}`; every choice was made on validation cases.\n"
+        f"`{command_of('benchmarks.ranking', config)}`; "
+        "every choice was made on validation cases.\n"
     )
     path = folder / f"ranking-{today()}.md"
     path.write_text("\n".join((head, *sections)), encoding="utf-8")

@@ -1,7 +1,8 @@
 """The layers of BERT and its relatives for inference in bf16 on a CPU, and nothing around them.
 
-Transformers calls some twenty Python functions for each layer. Here a layer is seven kernels: query,
-key and value are one product, residual sums are made while a product is still in float32. ``benchmarks.models`` measures what that gains.
+Transformers calls some twenty Python functions for each layer. Here a layer is seven kernels:
+query, key and value are one product, residual sums are made while a product is still in float32.
+``benchmarks.models`` measures what that gains.
 
 Shape legend: B texts, L tokens, H heads, D the width.
 """

@@ -10,7 +10,6 @@ their spread, and at how many of the cuts the fused list was ahead.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from benchmarks.harness.command import command_of
+from benchmarks.harness.command import command_of, run_job
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.tables import table
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import DatasetWriter, IngestConfig, ingest
 from fusionrec.data.splits import Protocol
-from fusionrec.errors import DataError, ServingError
+from fusionrec.errors import DataError
 from fusionrec.evaluation.report import Report
 from fusionrec.language.models import DEFAULT_MODEL
 from jobs.entry import run
@@ -139,10 +138,7 @@ def _embed(config: CutsBenchmark, pipeline: Path, first: Path) -> None:
         shutil.copy(first / "vectors.npy", pipeline)
         shutil.copytree(first / "encoder", pipeline / "encoder")
         return
-    words = ("--pipeline", pipeline, "--encoder", config.encoder)
-    command = [sys.executable, "-m", "jobs.embed", *map(str, words)]
-    if subprocess.run(command, check=False).returncode:
-        raise ServingError("jobs.embed failed: its reason stands above")
+    run_job("jobs.embed", "--pipeline", pipeline, "--encoder", config.encoder)
 
 
 def spread(values: list[float]) -> tuple[float, float]:

@@ -9,7 +9,6 @@ more.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from benchmarks.harness.command import command_of
+from benchmarks.harness.command import command_of, run_job
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.ranking import (
     ablation,
@@ -33,7 +32,6 @@ from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import IngestConfig, ingest
 from fusionrec.data.splits import Protocol, Split, split
-from fusionrec.errors import ServingError
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.report import Report
 from fusionrec.evaluation.significance import (
@@ -129,10 +127,8 @@ class Bench:
         shutil.rmtree(self._folder, ignore_errors=True)
         fit(self._fit)
         if self._config.text and self._dataset.catalogue.has_text:
-            words = ("--pipeline", self._pipeline, "--encoder", self._config.encoder)
-            command = [sys.executable, "-m", "jobs.embed", *map(str, words)]
-            if subprocess.run(command, check=False).returncode:
-                raise ServingError("jobs.embed failed: its reason stands above")
+            encoder = self._config.encoder
+            run_job("jobs.embed", "--pipeline", self._pipeline, "--encoder", encoder)
         return fit(self._fit.model_copy(update={"prepare": False}))
 
     def _fusions(self) -> list[Measured]:

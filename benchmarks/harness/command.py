@@ -1,11 +1,14 @@
-"""The command that a report was made with."""
+"""Commands: the one that a report was made with, and those of jobs."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from enum import Enum
 from typing import Any
 
 from fusionrec.config import JobConfig
+from fusionrec.errors import ServingError
 
 
 def command_of(module: str, config: JobConfig) -> str:
@@ -21,6 +24,17 @@ def command_of(module: str, config: JobConfig) -> str:
         else:
             words.append(f"--{flag} {_shown(value)}")
     return " ".join(words)
+
+
+def run_job(module: str, *arguments: object) -> None:
+    """Run a job as a team would, in a process of its own.
+
+    Raises:
+        ServingError: it failed, and has said why.
+    """
+    words = [str(argument) for argument in arguments]
+    if subprocess.run([sys.executable, "-m", module, *words], check=False).returncode:
+        raise ServingError(f"{module} failed: its reason stands above")
 
 
 def _shown(value: Any) -> str:

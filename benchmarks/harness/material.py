@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.harness.command import run_job
 from fusionrec.bundles.manifest import MANIFEST
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.catalogue import Catalogue
@@ -83,13 +82,13 @@ def _make(pipeline: Path, *, tiny: bool) -> None:
         _shrunk_encoder(encoder)
     place = ("--pipeline", pipeline)
     fit = ("--dataset", dataset, *place, "--rerank-top", RERANK_TOP)
-    _job("jobs.fit", *fit, "--prepare")
-    _job("jobs.embed", *place, "--encoder", encoder, "--max-tokens", ENCODER_TOKENS)
-    _job("jobs.fit", *fit)
+    run_job("jobs.fit", *fit, "--prepare")
+    run_job("jobs.embed", *place, "--encoder", encoder, "--max-tokens", ENCODER_TOKENS)
+    run_job("jobs.fit", *fit)
     fusion = Pipeline.load(pipeline, stages=frozenset()).fusion  # equal weights: nothing searched
     _add_reranker(pipeline)
     _reranking(fusion, RERANKER_WEIGHT).save(pipeline / "fusion.json")
-    _job("jobs.optimise", "--pipeline", pipeline, "--dataset", dataset)
+    run_job("jobs.optimise", "--pipeline", pipeline, "--dataset", dataset)
     fusion.save(pipeline / "fusion.json")
 
 
@@ -100,11 +99,6 @@ def _reranking(fusion: Fusion, weight: float) -> Fusion:
         for segment in fusion.segments
     ]
     return fusion.model_copy(update={"segments": tuple(segments)})
-
-
-def _job(module: str, *arguments: object) -> None:
-    words = [str(argument) for argument in arguments]
-    subprocess.run([sys.executable, "-m", module, *words], check=True)
 
 
 def _shrunk_encoder(folder: Path) -> None:

@@ -1,7 +1,10 @@
 """Exact and approximate search on vectors small enough to check by hand, and on clustered ones."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 
@@ -71,6 +74,26 @@ def test_flat_search_takes_more_of_many_ties_than_it_looked_at():
     vectors = np.tile(np.array([[1, 0]], np.float32), (500, 1))
     items, _ = FlatIndex(vectors).top_unseen(vectors[:6], Histories.of([[0, 2]] + [[]] * 5), 4)
     assert items.tolist() == [[1, 3, 4, 5]] + [[0, 1, 2, 3]] * 5
+
+
+def test_a_flat_search_stays_on_the_thread_that_asks():
+    threads: Any = faiss
+    index, seen = FlatIndex(VECTORS), []
+    searched = index._index.search
+
+    def search(*arguments):
+        seen.append(threads.omp_get_max_threads())
+        return searched(*arguments)
+
+    before = threads.omp_get_max_threads()
+    threads.omp_set_num_threads(2)
+    try:
+        index._index = SimpleNamespace(search=search)
+        index.top_unseen(QUERIES, HISTORIES, 10)
+        assert set(seen) == {1}
+        assert threads.omp_get_max_threads() == 2
+    finally:
+        threads.omp_set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", ["flat", *APPROXIMATE])

@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -39,6 +38,7 @@ from fusionrec.retrieval.index import (
     IndexConfig,
     IndexReport,
     Kind,
+    one_thread,
     products,
     write_report,
 )
@@ -112,7 +112,7 @@ class ApproximateIndex:
                 f"{len(codes)}: leave its kind at auto"
             )
         generator = np.random.default_rng(config.seed)
-        with _one_thread():
+        with one_thread():
             index = _trained(kind, half, codes, generator, config.seed)
             with bar(f"building the {kind} index", len(codes)) as advance:
                 for part in np.array_split(codes, max(1, len(codes) // _BLOCK)):
@@ -308,13 +308,3 @@ def _subvectors(dimension: int) -> int:
 
 def _blocks(vectors: Stored) -> Sequence[Stored]:
     return [vectors[start : start + _BLOCK] for start in range(0, len(vectors), _BLOCK)]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = _FAISS.omp_get_max_threads()
-    _FAISS.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        _FAISS.omp_set_num_threads(threads)

@@ -13,7 +13,8 @@ Shape legend: B queries, I items, C candidates, K items returned, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
@@ -27,6 +28,7 @@ from fusionrec.errors import BundleError
 from fusionrec.retrieval.lists import empty, fill
 from fusionrec.retrieval.rows import Stored
 
+_FAISS: Any = faiss  # its type stubs are of an older version
 Kind: TypeAlias = Literal["flat", "hnsw", "ivf", "ivfpq"]
 
 RECALL_AT = 100
@@ -208,7 +210,8 @@ class FlatIndex:
         num_items, rows = len(self.vectors), np.arange(len(queries))
         depth = min(int(needed.max(initial=1)) + _SPARE, num_items)
         while True:
-            scores, codes = self._index.search(np.ascontiguousarray(queries), depth)
+            with one_thread():
+                scores, codes = self._index.search(np.ascontiguousarray(queries), depth)
             last, edge = scores[:, -1], scores[rows, needed - 1]
             # Sure once the last found is below what is wanted, negative, or of a zero query.
             sure = (last < edge - 2 * slack) | (last < -slack) | (slack == 0)
@@ -231,6 +234,21 @@ class FlatIndex:
         """Memory-map the vectors and index them."""
         vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
         return cls(vectors.view(np.ndarray))  # to pick rows of a np.memmap takes ten times as long
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While it is open, FAISS computes on the thread that calls it.
+
+    A search is milliseconds, in which its threads wait for each other several times: where another
+    process has one of the cores, they wait for as long as that is let run.
+    """
+    threads = _FAISS.omp_get_max_threads()
+    _FAISS.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        _FAISS.omp_set_num_threads(threads)
 
 
 def write_report(directory: Path, report: IndexReport) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import implicit.als
@@ -15,15 +15,14 @@ from implicit.utils import ParameterWarning
 from threadpoolctl import threadpool_limits
 
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.histories import FloatArray, Histories, IntArray
+from fusionrec.data.histories import BoolArray, Histories, IntArray
 from fusionrec.data.splits import Cases, Protocol, Split, split
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import RealArray
 from fusionrec.evaluation.significance import BootstrapConfig, Comparison, compare
 from fusionrec.evaluation.systems import BLOCK, Kind, ListMeter, Measured, measure_source
-from fusionrec.fusion.normalisation import scales
 from fusionrec.fusion.objective import Objective
-from fusionrec.fusion.refine import Setting, polish
+from fusionrec.fusion.refine import Setting, polish_where_it_holds
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.sources.protocol import Source, TrainingData
 from tuning.fusion import collect
@@ -33,6 +32,7 @@ ALS = {"factors": 128, "regularization": 0.05, "alpha": 10.0, "iterations": 15}
 """Settings of implicit's ALS, as its documentation suggests for data of this size."""
 NEIGHBOURS = 200
 """Of implicit's item-kNN models."""
+_SMALL = 1e-9
 
 
 def peers(parts: Split, seed: int) -> Iterator[tuple[Measured, float]]:
@@ -89,7 +89,7 @@ class LeftOut:
 
     source: str
     weight: float
-    """Its weight among all, relative to the largest."""
+    """Its weight as it is served, the mean over the test cases, relative to the largest."""
     lost: Comparison
     """NDCG@k on the test cases: with it against without it."""
 
@@ -99,39 +99,64 @@ def ablation(
 ) -> list[LeftOut]:
     """Leave each source out, weigh the others anew on validation, compare on test.
 
-    Linear weights for all cases, found by polishing equal ones, the same way with and without. What
-    only the source left out proposed stays among the candidates, with the others' scores.
+    What is compared are linear weights: the served ones, against the same without the source, then
+    polished where that gains on cases that did not choose, as :mod:`tuning.fusion` came to the
+    served ones. What only the source left out proposed stays among the candidates, with the others'
+    scores.
     """
-    sources = pipeline.config.sources
-    cold = pipeline.item_counts == 0
-    chosen_on, measured_on = (collect(pipeline, cases) for cases in (parts.validation, parts.test))
-    size = scales(chosen_on)
-    method = pipeline.fusion.normalisation
+    fusion, cold = pipeline.fusion, pipeline.item_counts == 0
     validation, test = (
-        Objective.of(found, cases.targets, method, size, cold, k)
-        for found, cases in ((chosen_on, parts.validation), (measured_on, parts.test))
+        Objective.of(
+            collect(pipeline, cases),
+            cases.targets,
+            fusion.normalisation,
+            fusion.scale_vector(),
+            cold,
+            k,
+        )
+        for cases in (parts.validation, parts.test)
     )
-    everything = polish(validation, Setting(np.ones(len(sources), dtype=np.float32)))
-    whole = _every(test, everything)
+    # Segments without weights of their own have the same: what is found for one holds for all.
+    factors = np.array([segment.cold_factor for segment in fusion.segments], dtype=np.float32)
+    points = np.column_stack([fusion.weight_matrix(), factors])
+    points, point_of = np.unique(points, axis=0, return_inverse=True)
+    polished_on, measured_on = (
+        point_of[fusion.segment_of(cases.histories.lengths)]
+        for cases in (parts.validation, parts.test)
+    )
+    served = [Setting(point[:-1], float(point[-1])) for point in points]
+    whole = _every(test, served, measured_on)
+    weights = np.bincount(measured_on, minlength=len(points)) @ points[:, :-1]
+    weights /= max(float(weights.max()), _SMALL)
     left_out = []
-    for column, source in enumerate(sources):
-        keep = np.arange(len(sources)) != column
-        setting = polish(validation.of_sources(keep), replace(everything, weights=_ones(keep)))
-        values = np.stack([whole, _every(test.of_sources(keep), setting)], axis=1)
+    for column, source in enumerate(fusion.sources):
+        keep = np.arange(len(fusion.sources)) != column
+        others = validation.of_sources(keep)
+        settings = [
+            polish_where_it_holds(
+                others.take(polished_on == number), _without(setting, keep), config.seed
+            )
+            for number, setting in enumerate(served)
+        ]
+        found = _every(test.of_sources(keep), settings, measured_on)
+        values = np.stack([whole, found], axis=1)
         lost = compare("ndcg", ("all sources", f"without {source}"), values, config)
-        weight = float(everything.weights[column] / everything.weights.max())
-        left_out.append(LeftOut(source, weight, lost))
+        left_out.append(LeftOut(source, float(weights[column]), lost))
     return left_out
 
 
-def _ones(keep: IntArray) -> FloatArray:
-    return np.ones(int(keep.sum()), dtype=np.float32)
+def _without(setting: Setting, keep: BoolArray) -> Setting:
+    """Of the sources ``keep`` [S] alone; equal weights where all of theirs are 0."""
+    weights = setting.weights[keep]
+    return replace(setting, weights=weights if weights.any() else np.ones_like(weights))
 
 
-def _every(objective: Objective, setting: Setting) -> RealArray:
-    """[B] NDCG of every case, 0 where no source proposed a target."""
+def _every(objective: Objective, settings: Sequence[Setting], setting_of: IntArray) -> RealArray:
+    """[B] NDCG of every case under the setting that it has; 0 where no source proposed a target."""
     every = np.zeros(objective.num_cases)
-    every[objective.rows] = setting.gains(objective)
+    for number, setting in enumerate(settings):
+        part = objective.take(setting_of == number)
+        every[part.rows] = setting.gains(part)
     return every
 
 

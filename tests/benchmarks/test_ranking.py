@@ -17,7 +17,7 @@ from fusionrec.data.splits import Cases, Protocol, split
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.significance import BootstrapConfig
 from fusionrec.fusion.candidates import Candidates
-from fusionrec.fusion.normalisation import Normalisation
+from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.sources.protocol import TrainingData
 
 
@@ -99,27 +99,41 @@ def test_epochs_are_told_over_the_same_events(synthetic: Dataset):
 
 
 def test_what_is_lost_without_a_source():
-    """The first source knows the target, the second says nothing."""
+    """The first source knows the target, the second knows it of short histories, the third not."""
     cases = 60
     generator = np.random.default_rng(0)
     items = np.tile(np.arange(20, dtype=np.int32), (cases, 1))
-    targets = generator.integers(0, 20, cases)
-    knows = generator.random((cases, 20), dtype=np.float32)
-    knows[np.arange(cases), targets] += 1
-    found = Candidates(items, np.stack([knows, np.zeros_like(knows)]), np.full(cases, 3))
-    one = Histories.of([[target] for target in targets])
-    part = Cases(np.arange(cases), Histories.of([[0]] * cases), one)
+    targets, lengths = generator.integers(0, 20, cases), np.repeat([1, 2], cases // 2)
+    scores = generator.random((3, cases, 20), dtype=np.float32)
+    scores[0, np.arange(cases), targets] += 1
+    scores[1, np.arange(30), targets[:30]] += 1
+    found = Candidates(items, scores, lengths)
+    histories = Histories.of([[0] * length for length in lengths])
+    part = Cases(np.arange(cases), histories, Histories.of([[target] for target in targets]))
+    sources = ("knows", "short", "noise")
     pipeline: Any = SimpleNamespace(
-        config=SimpleNamespace(sources=("knows", "silent")),
         item_counts=np.ones(20, np.int64),
-        fusion=SimpleNamespace(normalisation=Normalisation.SCALE),
+        fusion=Fusion(
+            sources=sources,
+            scales=dict.fromkeys(sources, 1.0),
+            segments=tuple(
+                Segment(max_events=longest, weights=dict(zip(sources, weights, strict=True)))
+                for longest, weights in ((1, (0.5, 0.5, 0)), (None, (1, 0, 0.25)))
+            ),
+        ),
         embed=lambda histories: histories,
         candidates=lambda histories: found.take(np.arange(len(histories))),
     )
     parts: Any = SimpleNamespace(validation=part, test=part)
-    knowing, silent = ablation(pipeline, parts, BootstrapConfig(draws=200))
-    assert (knowing.source, silent.source) == ("knows", "silent")
-    assert knowing.weight == 1
-    assert knowing.lost.mean_a == 1
-    assert knowing.lost.difference.low > 0.5
-    assert silent.lost.difference.mean == 0
+    left_out = ablation(pipeline, parts, BootstrapConfig(draws=200))
+    assert [each.source for each in left_out] == list(sources)
+    # Those served, of which each half of the cases has one: (0.75, 0.25, 0.125).
+    assert [each.weight for each in left_out] == pytest.approx([1, 1 / 3, 1 / 6])
+    knows, short, noise = (each.lost for each in left_out)
+    served = [0.5 * scores[0, :30] + 0.5 * scores[1, :30], scores[0, 30:] + 0.25 * scores[2, 30:]]
+    rank = (np.concatenate(served) > np.concatenate(served)[np.arange(cases), targets, None]).sum(1)
+    gains = np.where(rank < 10, 1 / np.log2(rank + 2), 0)
+    assert [each.mean_a for each in (knows, short, noise)] == pytest.approx([gains.mean()] * 3)
+    assert knows.difference.low > 0.2  # half of the cases have no other that knows
+    assert short.difference.mean == pytest.approx(0, abs=0.01)
+    assert noise.difference.mean <= 0

@@ -26,8 +26,8 @@ from fusionrec.config import JobConfig, parse
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.text import item_texts
 from fusionrec.errors import DataError
-from fusionrec.language.encoder import Encoder
-from fusionrec.language.models import DEFAULT_MODEL
+from fusionrec.language.encoder import ITEM_TOWER, Encoder, has_two_towers
+from fusionrec.language.models import DEFAULT_MODEL, resolve
 from fusionrec.progress import bar
 from jobs import cluster
 from jobs.entry import run
@@ -70,16 +70,15 @@ def embed(config: EmbedConfig) -> npt.NDArray[np.float32]:
         ModelError: the encoder cannot be had, or has fewer dimensions.
     """
     catalogue = _catalogue(config.pipeline)
-    encoder = Encoder.load(config.encoder, revision=config.revision, device="cpu")
-    names = ("history_items", "max_tokens", "dimensions")
-    changes = {name: getattr(config, name) for name in names}
-    settings = encoder.config.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    encoder = Encoder(encoder.model, encoder.tokenizer, settings)
+    source = resolve(config.encoder, config.revision)
+    encoder = _encoder(config, items=False)
     new_encoder = config.pipeline / ".encoder.partial"
     new_vectors = config.pipeline / ".vectors.npy.partial"
     shutil.rmtree(new_encoder, ignore_errors=True)
     try:
         encoder.save(new_encoder)
+        if has_two_towers(source):
+            _encoder(config, items=True).save(new_encoder / ITEM_TOWER)
         dimension = encoder.dimension
         del encoder  # the workers load their own
         _encode(item_texts(catalogue), dimension, new_encoder, new_vectors, config)
@@ -92,6 +91,15 @@ def embed(config: EmbedConfig) -> npt.NDArray[np.float32]:
         new_vectors.unlink(missing_ok=True)
     vectors: npt.NDArray[np.float32] = np.load(config.pipeline / "vectors.npy", mmap_mode="r")
     return vectors
+
+
+def _encoder(config: EmbedConfig, *, items: bool) -> Encoder:
+    """One of the towers, where there are two, with the settings of the job."""
+    encoder = Encoder.load(config.encoder, revision=config.revision, device="cpu", items=items)
+    names = ("history_items", "max_tokens", "dimensions")
+    changes = {name: getattr(config, name) for name in names}
+    settings = encoder.config.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    return Encoder(encoder.model, encoder.tokenizer, settings)
 
 
 def _catalogue(pipeline: Path) -> Catalogue:
@@ -157,7 +165,7 @@ class _Embedder:
 
     def __init__(self, folder: str, threads: int, batch_size: int) -> None:
         torch.set_num_threads(threads)  # Ray gives a worker as many as its CPUs, here one
-        self.encoder = Encoder.load(folder)
+        self.encoder = Encoder.load(folder, items=True)
         self.batch_size = batch_size
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from pydantic import Field
 from fusionrec.bundles.gate import write_cases
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.splits import Protocol, split
+from fusionrec.data.splits import Cases, Protocol, split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.evaluate import measure, measure_run
 from fusionrec.evaluation.metrics import METRICS
-from fusionrec.evaluation.render import sentence, write
+from fusionrec.evaluation.orders import OrderSensitivity, order_sensitivity
+from fusionrec.evaluation.render import orders_sentence, sentence, write
 from fusionrec.evaluation.report import EvaluationConfig, Report, build
 from fusionrec.evaluation.run import read_run, write_run
 from fusionrec.evaluation.significance import BootstrapConfig
@@ -55,6 +56,9 @@ class EvaluateConfig(JobConfig):
     """Number of bootstrap resamples."""
     seed: int = Field(0, ge=0)
     """Seed of the bootstrap."""
+    order_cases: int = Field(100, ge=0)
+    """Cases on which a reranker that reads its candidates together (a decoder with letters) is
+    shown them in other orders as well, to measure what that changes; more are sampled, 0: none."""
 
 
 def evaluate(config: EvaluateConfig) -> Report:
@@ -76,6 +80,7 @@ def evaluate(config: EvaluateConfig) -> Report:
         runs.append(measure_run(f"run {config.against}", lists, cases, config.top_k))
     measured = measure(pipeline, cases, parts.item_counts, config.top_k)
     served = measured[-1]
+    orders = _orders(pipeline, cases, config)
     with bar("comparing the rankings by bootstrap", None):
         report = build(
             [*measured, *runs],
@@ -87,6 +92,7 @@ def evaluate(config: EvaluateConfig) -> Report:
             item_counts=parts.item_counts,
             vectors=pipeline.item_vectors,
             weights=pipeline.weights(),
+            orders=orders,
             seconds=time.perf_counter() - start,
             config=EvaluationConfig(
                 k=config.top_k, bootstrap=BootstrapConfig(draws=config.draws, seed=config.seed)
@@ -117,6 +123,17 @@ def _protocol(config: EvaluateConfig, pipeline: Pipeline, dataset: Dataset) -> P
     return fitted.protocol
 
 
+def _orders(pipeline: Pipeline, cases: Cases, config: EvaluateConfig) -> OrderSensitivity | None:
+    """What the order of the candidates does to the reranker, where it can do anything."""
+    reranker = pipeline.reranker
+    if reranker is None or not reranker.reads_lists or not config.order_cases:
+        return None
+    asked = cases.sample(config.order_cases, config.seed).histories
+    with bar("showing the reranker other orders", None):
+        top = pipeline.recommend(asked, rerank=False).items[:, : pipeline.config.rerank_top]
+        return order_sensitivity(pipeline.rerank_scores, asked, top, seed=config.seed)
+
+
 def _keep(config: EvaluateConfig, report: Report, served: Measured, user_ids: list[str]) -> None:
     """Leave the served list's metrics where publishing and the gate look for them."""
     path = config.pipeline / "metrics.json"
@@ -137,6 +154,8 @@ def main() -> None:
     for found in report.comparisons:
         if found.metric == "ndcg":
             sys.stdout.write(sentence(found, config.top_k).replace("**", "") + "\n")
+    if report.orders is not None:
+        sys.stdout.write(orders_sentence(report.orders) + "\n")
     sys.stdout.write(f"report: {config.out / 'report.html'}\n")
     if config.export_run is not None:
         sys.stdout.write(f"run: {config.export_run}\n")

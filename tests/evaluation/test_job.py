@@ -10,11 +10,13 @@ from fusionrec.data.splits import Protocol, split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.report import Report
 from fusionrec.evaluation.systems import Kind
+from fusionrec.language.reranker import RerankerConfig
 from fusionrec.serving.pipeline import PipelineConfig
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
 from fusionrec.sources.popularity import Popularity, PopularityConfig
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.transitions import Transitions
+from jobs import evaluate as job
 from jobs.evaluate import EvaluateConfig, evaluate
 
 
@@ -110,3 +112,31 @@ def test_another_data_set_is_refused(config):
     path.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="was fitted on other"):
         evaluate(config)
+
+
+class FirstPlace:
+    """A reranker that reads lists and likes what it is shown first."""
+
+    reads_lists = True
+    config = RerankerConfig()
+
+    def score(self, _history_texts, candidate_texts):
+        return [-np.arange(len(texts), dtype=np.float32) for texts in candidate_texts]
+
+
+def test_what_the_order_does_to_a_reranker_is_measured(config, monkeypatch):
+    load = job.Pipeline.load
+
+    def with_reranker(directory):
+        pipeline = load(directory)
+        pipeline.reranker = FirstPlace()
+        return pipeline
+
+    monkeypatch.setattr(job.Pipeline, "load", with_reranker)
+    config = config.model_copy(update={"order_cases": 30})
+    report = evaluate(config)
+    assert report.orders.num_cases == 30
+    assert report.orders.tau == pytest.approx(0, abs=0.1)
+    assert "is the same in" in (config.out / "report.md").read_text()
+    assert Report.load(config.out / "report.json").orders == report.orders
+    assert evaluate(config.model_copy(update={"order_cases": 0})).orders is None

@@ -1,15 +1,17 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.text import item_texts
 from fusionrec.errors import DataError
 from fusionrec.language.encoder import Encoder
-from jobs.embed import EmbedConfig, embed
+from jobs.embed import EmbedConfig, _Embedder, embed
 
 WORDS = ["film", "book", "music", "love", "war", "space", "night"]
 CATALOGUE = Catalogue(
@@ -46,6 +48,28 @@ def test_vectors_are_the_encoder_s_in_the_order_of_the_catalogue(
         "encoder",
         "vectors.npy",
     ]
+
+
+def test_of_two_towers_each_is_used_for_its_side(pipeline: Path, tiny_encoder: Path, monkeypatch):
+    """What the workers would do is done here: the vectors are those of the items' tower."""
+    both = shutil.copytree(tiny_encoder, pipeline.parent / "both")
+    items = Encoder.load(tiny_encoder, device="cpu")
+    with torch.no_grad():
+        items.model.embeddings.word_embeddings.weight.neg_()
+    items.save(both / "item")
+
+    def encode(texts: list[str], dimension: int, encoder: Path, out: Path, config: EmbedConfig):
+        worker = _Embedder(str(encoder), 1, config.batch_size)
+        with out.open("wb") as stream:
+            np.save(stream, worker({"code": np.arange(len(texts)), "text": texts})["vector"])
+
+    monkeypatch.setattr("jobs.embed._encode", encode)
+    vectors = embed(EmbedConfig(pipeline=pipeline, encoder=str(both), history_items=3))
+    texts = item_texts(CATALOGUE)
+    np.testing.assert_allclose(vectors, items.encode(texts), atol=1e-6)
+    served = Encoder.load(pipeline / "encoder", device="cpu", frozen=True)
+    assert served.config.history_items == 3
+    assert np.abs(served.encode(texts) - vectors).max() > 0.01
 
 
 def test_a_failure_leaves_what_was_there(pipeline: Path, tiny_encoder: Path, monkeypatch):

@@ -46,6 +46,14 @@ def test_parameters(tiny_encoder):
     assert lora.peak < full.peak
 
 
+def test_two_towers_are_counted(tiny_encoder):
+    one = estimate(tiny_encoder, small(), TrainingConfig(), num_workers=1)
+    load = load_of("encoder", EncoderSettings(max_tokens=16, towers=2), 4, 7)
+    two = estimate(tiny_encoder, load, TrainingConfig(), num_workers=1)
+    assert (two.parameters, two.optimizer) == (2 * one.parameters, 2 * one.optimizer)
+    assert two.activations > 1.9 * one.activations
+
+
 def test_what_takes_less(tiny_encoder):
     def peak(num_workers: int = 2, rows: int = 64, **settings) -> int:
         config = TrainingConfig(**settings)
@@ -70,6 +78,8 @@ def test_loads_of_tasks():
     assert load_of("encoder", mined, 8, 7).passes == ((8, "hidden"), (24, "hidden"))
     cached = EncoderSettings(grad_cache=4)
     assert load_of("encoder", cached, 8, 7).passes == ((4, "hidden"),)
+    towers = load_of("encoder", EncoderSettings(towers=2, grad_cache=4), 8, 7)
+    assert (towers.passes, towers.towers) == (((4, "hidden"), (4, "hidden")), 2)
     pairs = load_of("reranker", RerankerSettings(), 8, 7)
     assert pairs.passes == ((64, "answer"),)
     assert "classifier" in pairs.head

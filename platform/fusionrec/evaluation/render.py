@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from fusionrec.evaluation import charts
 from fusionrec.evaluation.metrics import METRICS
+from fusionrec.evaluation.orders import OrderSensitivity
 from fusionrec.evaluation.report import PRIMARY, Report
 from fusionrec.evaluation.significance import Comparison, Estimate
 
@@ -44,6 +45,7 @@ def html(report: Report) -> str:
         headline=report.comparison(report.served.name, report.best_source.name),
         primary=PRIMARY,
         titles=TITLES,
+        orders=report.orders and orders_sentence(report.orders),
         compared=_compared(report),
         terms=list(dict.fromkeys(term for row in report.weights.values() for term in row)),
         metric_chart=Markup(charts.metric_chart(report)),  # noqa: S704 - charts escape their text
@@ -125,6 +127,8 @@ def markdown(report: Report) -> str:
             for segment, row in report.weights.items()
         ]
         lines += _table(["segment", *terms], rows)
+    if report.orders is not None:
+        lines += ["", "## The order of the candidates", "", orders_sentence(report.orders)]
     lines += [
         "",
         f"Data set fingerprint `{report.dataset.fingerprint}`. Bootstrap: "
@@ -144,6 +148,15 @@ def sentence(found: Comparison, k: int) -> str:
         f"**{found.a}** has {name} {found.mean_a:.4f} against {found.mean_b:.4f} of "
         f"**{found.b}**{ratio}; the difference {_interval(found.difference)} is {verdict}, "
         f"p {_p(found.p_value)}."
+    )
+
+
+def orders_sentence(found: OrderSensitivity) -> str:
+    """What other orders of the candidates do to the reranker, in words."""
+    return (
+        f"The reranker reads its candidates together. In {found.num_orders} orders of the same "
+        f"ones, Kendall's tau between its rankings is {found.tau:.3f} and the first is the same in "
+        f"{found.same_first:.1%} of the pairs of orders, over {found.num_cases:,} cases."
     )
 
 

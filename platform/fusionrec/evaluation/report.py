@@ -21,6 +21,7 @@ from fusionrec.data.splits import Cases, Protocol
 from fusionrec.errors import DataError
 from fusionrec.evaluation import beyond
 from fusionrec.evaluation.metrics import METRICS
+from fusionrec.evaluation.orders import OrderSensitivity
 from fusionrec.evaluation.ranks import RealArray
 from fusionrec.evaluation.significance import (
     BootstrapConfig,
@@ -98,6 +99,8 @@ class Report(Config):
     """Pairs of systems, each in every metric; the first is served list against best source."""
     weights: dict[str, dict[str, float]]
     """Segment → term → weight of the fusion."""
+    orders: OrderSensitivity | None = None
+    """Of a reranker that reads its candidates together; null of any other."""
     seconds: float
     """Wall clock of the whole evaluation."""
 
@@ -155,6 +158,7 @@ def build(
     item_counts: IntArray,
     vectors: FloatArray | None = None,
     weights: Mapping[str, Mapping[str, float]] | None = None,
+    orders: OrderSensitivity | None = None,
     seconds: float = 0.0,
     config: EvaluationConfig | None = None,
 ) -> Report:
@@ -223,6 +227,7 @@ def build(
             for m, metric in enumerate(METRICS)
         ),
         weights={segment: dict(row) for segment, row in (weights or {}).items()},
+        orders=orders,
         seconds=seconds,
     )
 

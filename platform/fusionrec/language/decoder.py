@@ -229,6 +229,11 @@ class DecoderReranker:
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
         return cls(decoder.eval(), tokenizer, found, place, precision)
 
+    @property
+    def reads_lists(self) -> bool:
+        """Whether a candidate's score depends on those beside it, and on their order."""
+        return self.config.prompt is Prompt.LETTERS
+
     def score(
         self,
         history_texts: Sequence[str],

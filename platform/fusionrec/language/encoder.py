@@ -40,10 +40,14 @@ from fusionrec.language.models import (
     read_settings,
     resolve,
     save_pretrained,
+    settings_name,
 )
 from fusionrec.language.precision import Precision
 
 Pooling = Literal["mean", "cls"]
+
+ITEM_TOWER = "item"
+"""Inside of an encoder's folder that of the items' tower, where they have one of their own."""
 
 
 class EncoderConfig(Config):
@@ -127,8 +131,12 @@ class Encoder:
         device: torch.device | str | None = None,
         precision: Precision = Precision.AUTO,
         frozen: bool = False,
+        items: bool = False,
     ) -> Self:
         """Load what :meth:`save` wrote, or any model that :func:`~.models.resolve` finds.
+
+        Of two towers this is the one of histories, or with ``items`` that of the items; where there
+        is one, it is both.
 
         A model that is not one of ours brings its pooling and length along where it was published
         for sentence-transformers. ``device`` is the GPU by default, where there is one. With
@@ -140,6 +148,8 @@ class Encoder:
             ModelError: there is no such model, or it cannot be loaded.
         """
         folder = resolve(model, revision)
+        if items and has_two_towers(folder):
+            folder = resolve(folder / ITEM_TOWER)
         config = read_settings(EncoderConfig, folder) or _published(folder, str(model), revision)
         place = pick_device(device)
         precision = usable(precision, place)
@@ -179,6 +189,11 @@ class Encoder:
 
     def _vectors(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return vectors(self.model, inputs, self.config.pooling, self.config.dimensions)
+
+
+def has_two_towers(folder: Path) -> bool:
+    """Whether items have a tower of their own in an encoder's ``folder``."""
+    return (folder / ITEM_TOWER / settings_name(EncoderConfig)).is_file()
 
 
 def _published(folder: Path, model: str, revision: str | None) -> EncoderConfig:

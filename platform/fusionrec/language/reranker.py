@@ -123,6 +123,11 @@ class Reranker:
             pack(loaded.model)
         return loaded
 
+    @property
+    def reads_lists(self) -> bool:
+        """Whether a candidate's score depends on those beside it: never."""
+        return False
+
     def inputs(
         self, histories: Sequence[str], candidates: Sequence[str]
     ) -> dict[str, torch.Tensor]:

@@ -30,7 +30,9 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
         # GradCache computes without, then holds one chunk at a time.
         towers = [batch_size, batch_size * (1 + settings.mined_negatives)]
         chunk = settings.grad_cache
-        towers = towers if chunk is None else [min(chunk, max(towers))]
+        if chunk is not None:
+            towers = [min(chunk, rows) for rows in towers]
+            towers = towers if settings.towers == 2 else [max(towers)]
         passes = [Pass(rows, Reads.HIDDEN) for rows in towers]
     elif task == "decoder":
         kind, head = Architecture.CAUSAL_LM, ()
@@ -56,7 +58,13 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
         head = tuple({name for part in parts for name in part.head})
     else:
         passes = [Pass(batch_size if task == "rating" else pairs, Reads.ANSWER)]
-    return Load(architecture=kind, passes=tuple(passes), tokens=settings.max_tokens, head=head)
+    return Load(
+        architecture=kind,
+        passes=tuple(passes),
+        tokens=settings.max_tokens,
+        head=head,
+        towers=settings.towers if task == "encoder" else 1,
+    )
 
 
 def _language_model(settings: Any) -> Architecture:

@@ -82,6 +82,8 @@ class Load:
     """Of each text, padding included."""
     head: tuple[str, ...] = ()
     """See :class:`~fusionrec.training.task.Task`."""
+    towers: int = 1
+    """Models of the architecture, which make the passes by turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,11 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
     dtype = torch.bfloat16 if half else torch.float32
     with FakeTensorMode(), torch.device(device), _made_in(dtype):
         kind: Any = getattr(transformers, load.architecture)
-        model = load_pretrained(lambda _, **__: kind.from_config(described, dtype=dtype), folder)
+        models = [
+            load_pretrained(lambda _, **__: kind.from_config(described, dtype=dtype), folder)
+            for _ in range(load.towers)
+        ]
+        model = torch.nn.ModuleList(models) if load.towers > 1 else models[0]
         if config.activation_checkpointing:
             checkpoint_activations(model)
         # Made in their dtype: fake weights cannot be converted afterwards.
@@ -214,11 +220,12 @@ def _trace(model: Any, load: Load) -> tuple[int, int]:
     whole = getattr(model, "get_base_model", lambda: model)()  # inside of adapters
     outputs = []
     with LiveBytes(*model.parameters(), *model.buffers()) as live:
-        for rows, reads in load.passes:
+        for number, (rows, reads) in enumerate(load.passes):
             shape = (rows, load.tokens)
             ids, mask = (torch.ones(shape, dtype=torch.long) for _ in range(2))
             if reads is Reads.HIDDEN:
-                states = whole.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+                tower = whole[number % load.towers] if load.towers > 1 else whole
+                states = tower.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
                 outputs.append(states.float().mean(dim=1))
             elif reads is Reads.TOKENS:
                 logits = model(input_ids=ids, attention_mask=mask).logits.float()

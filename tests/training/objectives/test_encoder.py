@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from fusionrec.errors import ConfigError
+from fusionrec.language.encoder import Encoder
+from fusionrec.training import weights
+from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.losses.info_nce import info_nce
 from fusionrec.training.mining import load_mined, mine
 from fusionrec.training.objectives.encoder import EncoderSettings, EncoderTask, among
@@ -132,3 +135,67 @@ def test_mined_items_are_negatives_and_are_kept(make, tmp_path):
     mined = load_mined(tmp_path / "deep" / "mined.safetensors")
     assert torch.equal(again.batch(ALL)["codes"], task.batch(ALL)["codes"])
     assert mined.shape == (8, 2)
+
+
+def test_two_towers_start_equal_and_part(make):
+    one, whole = make()
+    two, towers = make(towers=2)
+    batch = two.batch(ALL)
+    assert batch.keys() >= {"history.text", "item.text"}
+    loss = two.loss(towers, batch)
+    expected = one.loss(whole, one.batch(ALL))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    # What one tower learns from both sides, two learn from one each.
+    name = "encoder.layer.0.attention.self.query.weight"
+    gradients = [towers[tower].get_parameter(name).grad for tower in ("history", "item")]
+    torch.testing.assert_close(sum(gradients), whole.get_parameter(name).grad, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(*gradients)
+
+
+@pytest.mark.parametrize("settings", [{"grad_cache": 3}, {"mined_negatives": 1}])
+def test_each_tower_reads_its_side(make, settings, tmp_path):
+    """The towers differ: what reads the wrong one gives another loss."""
+    task, model = make(towers=2, **settings)
+    plain, _ = make(towers=2)
+    with torch.no_grad():
+        model["item"].embeddings.word_embeddings.weight.neg_()
+        if task.refresh_every:
+            task.refresh(lambda f, b: f(model, b), tmp_path / "mined.safetensors", 0)
+            plain._mined = task._mined
+        assert task.loss(model, task.batch(ALL)).item() == pytest.approx(
+            plain.loss(model, plain.batch(ALL)).item(), rel=1e-5
+        )
+
+
+# peft reads an attribute that transformers has renamed.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_two_towers_are_saved_side_by_side(make, tmp_path):
+    task, model = make(towers=2)
+    config = TrainingConfig(method=Method.LORA)
+    adapted = weights.with_adapters(model, task, config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if parameter.requires_grad and ".item." in name:
+                parameter.add_(0.05)
+    full = {name: tensor.detach().clone() for name, tensor in adapted.named_parameters()}
+    full |= {name: tensor.detach().clone() for name, tensor in adapted.named_buffers()}
+    task.save(weights.merged(full, task, config), tmp_path)
+    texts = ["war in space", "the love"]
+    histories = Encoder.load(tmp_path, device="cpu")
+    items = Encoder.load(tmp_path, device="cpu", items=True)
+    adapted.eval()
+    for loaded, tower in ((histories, "history"), (items, "item")):
+        with torch.no_grad():
+            expected = task._encode(adapted, loaded.inputs(texts), tower).numpy()
+        np.testing.assert_allclose(loaded.encode(texts), expected, atol=1e-5)
+    assert np.abs(histories.encode(texts) - items.encode(texts)).max() > 0.01
+    # A new run starts from both.
+    again = EncoderTask(
+        EncoderSettings(encoder=str(tmp_path), towers=2), task._catalogue, task._examples
+    )
+    assert again.identity["weights"].keys() == {"model.safetensors", "item/model.safetensors"}
+    torch.testing.assert_close(
+        again.build_model()["item"].state_dict(), items.model.state_dict(), rtol=0, atol=0
+    )

@@ -22,6 +22,7 @@ VARIANTS: dict[tuple[str, str], dict] = {
     ("encoder", "popularity"): {"popularity_correction": True},
     ("encoder", "gradcache"): {"grad_cache": 1},
     ("encoder", "matryoshka"): {"dimensions": [8, 16]},
+    ("encoder", "towers"): {"towers": 2},
     ("encoder", "mined"): {"mined_negatives": 2, "mine_every": 2},
     ("reranker", "listwise"): {"ranking_loss": "listwise"},
     ("reranker", "pairwise"): {"ranking_loss": "pairwise"},

@@ -17,15 +17,19 @@ does. It costs one more forward pass, a third of the step, and changes no gradie
 Negatives from all workers: as in Radford et al. (CLIP, 2021), with gradients through the gathered
 vectors, so that W workers with batches of B do what one with a batch of W·B would.
 
+One tower, a transformer for all texts, is the default: it learns from both sides of every pair.
+With two (Huang et al., Learning deep structured semantic models for web search using clickthrough
+data, CIKM 2013) histories have a transformer of their own, and items another.
+
 Shape legend: B examples of a batch, M mined negatives an example, W workers, N = W·B·(1 + M) items,
 S items of the longest training history of the batch, I items, D dimensions.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -37,7 +41,7 @@ from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import CodeArray, IntArray
 from fusionrec.data.text import history_texts, item_text, item_texts
 from fusionrec.errors import ConfigError
-from fusionrec.language.encoder import Encoder, vectors
+from fusionrec.language.encoder import ITEM_TOWER, Encoder, vectors
 from fusionrec.language.inference import pad, tokenize
 from fusionrec.space import Range
 from fusionrec.training import packed
@@ -47,6 +51,8 @@ from fusionrec.training.losses.info_nce import info_nce
 from fusionrec.training.mining import encode_all, load_mined, mine, save_mined
 from fusionrec.training.objectives.settings import HistorySettings, identity, named, part
 from fusionrec.training.task import Batch, Forward, shuffled
+
+Tower = Literal["history", "item"]
 
 _NOBODY = torch.iinfo(torch.int64).max
 
@@ -64,6 +70,9 @@ class EncoderSettings(HistorySettings):
     grad_cache: int | None = Field(None, ge=1)
     """Texts whose activations are held at a time (encoder): less memory for a third more time; by
     default all of the batch."""
+    towers: Literal[1, 2] = 1
+    """Transformers of the encoder: one for all texts, or one for histories and one for items, which
+    takes twice the memory of the weights."""
     dimensions: tuple[int, ...] = ()
     """Matryoshka: the first so many dimensions are trained to be a vector as well (encoder)."""
     mined_negatives: int = Field(0, ge=0)
@@ -110,6 +119,14 @@ class EncoderTask:
         # GradCache holds a chunk of the texts at a time: they are not to be in one pass.
         self._packs = self._settings.grad_cache is None and packed.packs(found.model)
         model: torch.nn.Module = found.model
+        if self._settings.towers == 2:
+            items = Encoder.load(
+                self._settings.encoder,
+                revision=self._settings.revision,
+                device="cpu",
+                items=True,
+            )
+            model = torch.nn.ModuleDict({"history": model, "item": items.model})
         return model
 
     def plan(self, batch_size: int, generator: np.random.Generator) -> list[IntArray]:
@@ -119,7 +136,7 @@ class EncoderTask:
     def batch(self, examples: IntArray) -> Batch:
         """Tokens of B histories and B·(1+M) items, these items' codes, [B, S] what users had.
 
-        Where the model can read packed rows, the tokens of all texts are ``packed``.
+        Where the model can read packed rows, the tokens of all texts of a tower are ``packed``.
         """
         rows = self._examples.take(examples)
         codes = np.concatenate([rows.positives, self._mined[examples].ravel()])
@@ -130,11 +147,11 @@ class EncoderTask:
         batch = {"codes": torch.from_numpy(codes.astype(np.int64)), "seen": torch.from_numpy(seen)}
         histories = self._histories(rows)
         items = [item_text(self._catalogue, int(code)) for code in codes]
-        if self._packs:
-            tokens = tokenize(self._tokenizer, self._config.max_tokens, [*histories, *items])
-            return batch | named("packed", packed.pack(tokens, self._tokenizer.pad_token_id))
+        if self._packs and self._settings.towers == 1:
+            return batch | named("packed", self._packed([*histories, *items]))
+        tokens = self._packed if self._packs else self._tokens
         for name, texts in (("history", histories), ("item", items)):
-            batch |= named(name, self._tokens(texts))
+            batch |= named(name, tokens(texts))
         return batch
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -171,8 +188,8 @@ class EncoderTask:
     def scores(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """[B, C] cosines over the temperature of each history with its own list; 0 beyond it."""
         exists = batch["exists"]
-        histories = self._vectors(model, part(batch, "history"))
-        items = self._vectors(model, part(batch, "item"))
+        histories = self._vectors(model, part(batch, "history"), "history")
+        items = self._vectors(model, part(batch, "item"), "item")
         owners = exists.nonzero()[:, 0]
         cosines = (histories[owners] * items).sum(dim=1) / self._settings.temperature
         return torch.zeros(exists.shape, device=cosines.device).masked_scatter(exists, cosines)
@@ -194,7 +211,11 @@ class EncoderTask:
 
     def save(self, model: torch.nn.Module, directory: Path) -> None:
         """What ``Encoder.load`` reads."""
-        Encoder(model, self._tokenizer, self._config).save(directory)
+        folders: dict[Tower, Path] = {"history": directory}
+        if self._settings.towers == 2:
+            folders["item"] = directory / ITEM_TOWER
+        for tower, folder in folders.items():
+            Encoder(self._tower(model, tower), self._tokenizer, self._config).save(folder)
 
     @property
     def refresh_every(self) -> int:
@@ -204,8 +225,14 @@ class EncoderTask:
     def refresh(self, forward: Forward, path: Path, step: int) -> None:
         """Find hard negatives with the current model, and leave them in ``path``."""
         settings, texts = self._settings, item_texts(self._catalogue)
-        items = encode_all(forward, self._encode, self._tokens, texts)
-        queries = encode_all(forward, self._encode, self._tokens, self._histories(self._examples))
+        sides: dict[Tower, list[str]] = {
+            "item": texts,
+            "history": self._histories(self._examples),
+        }
+        items, queries = (
+            encode_all(forward, partial(self._encode, tower=tower), self._tokens, read)
+            for tower, read in sides.items()
+        )
         self._mined = mine(
             queries,
             items,
@@ -221,33 +248,42 @@ class EncoderTask:
         """What :meth:`refresh` left in ``path``."""
         self._mined = load_mined(path)
 
-    def _encode(self, model: torch.nn.Module, batch: Batch) -> Tensor:
-        return vectors(model, batch, self._config.pooling)
+    def _tower(self, model: torch.nn.Module, tower: Tower) -> torch.nn.Module:
+        # By its name, which is found through adapters around both towers too.
+        return (
+            model if self._settings.towers == 1 else cast("torch.nn.Module", getattr(model, tower))
+        )
+
+    def _encode(self, model: torch.nn.Module, batch: Batch, tower: Tower) -> Tensor:
+        return vectors(self._tower(model, tower), batch, self._config.pooling)
 
     def _towers(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """[B, D] vectors of the histories, [B·(1+M), D] of the items."""
-        if self._packs:
-            count = len(batch["seen"])
-            total, pooling = count + len(batch["codes"]), self._config.pooling
-            found = packed.vectors(model, part(batch, "packed"), pooling, total)
-            return found[:count], found[count:]
-        return (
-            self._vectors(model, part(batch, "history")),
-            self._vectors(model, part(batch, "item")),
+        counts: dict[Tower, int] = {"history": len(batch["seen"]), "item": len(batch["codes"])}
+        pooling = self._config.pooling
+        if self._packs and self._settings.towers == 1:
+            found = packed.vectors(model, part(batch, "packed"), pooling, sum(counts.values()))
+            return found[: counts["history"]], found[counts["history"] :]
+        histories, items = (
+            packed.vectors(self._tower(model, tower), part(batch, tower), pooling, count)
+            if self._packs
+            else self._vectors(model, part(batch, tower), tower)
+            for tower, count in counts.items()
         )
+        return histories, items
 
-    def _vectors(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+    def _vectors(self, model: torch.nn.Module, inputs: Batch, tower: Tower) -> Tensor:
         """[B, D]; with GradCache a chunk's activations are not kept but computed again."""
         chunk, count = self._settings.grad_cache, len(inputs["input_ids"])
         if chunk is None or chunk >= count:
-            return self._encode(model, inputs)
+            return self._encode(model, inputs, tower)
         found = []
         for start in range(0, count, chunk):
             piece = {name: tensor[start : start + chunk] for name, tensor in inputs.items()}
             # Under ZeRO-3 a weight is whole in one pass and a shard in the other: shapes differ.
             found.append(
                 checkpoint(
-                    self._encode, model, piece, use_reentrant=False, determinism_check="none"
+                    self._encode, model, piece, tower, use_reentrant=False, determinism_check="none"
                 )
             )
         return torch.cat(found)
@@ -265,6 +301,10 @@ class EncoderTask:
 
     def _histories(self, rows: Examples) -> list[str]:
         return history_texts(self._catalogue, rows.histories, self._settings.history_items)
+
+    def _packed(self, texts: list[str]) -> Batch:
+        tokens = tokenize(self._tokenizer, self._config.max_tokens, texts)
+        return packed.pack(tokens, self._tokenizer.pad_token_id)
 
     def _tokens(self, texts: list[str]) -> Batch:
         return pad(self._tokenizer, tokenize(self._tokenizer, self._config.max_tokens, texts))

@@ -63,7 +63,8 @@ def identity(name: str, settings: TaskSettings, fingerprint: str) -> dict[str, A
     """JSON that names the objective, its settings, examples and the weights it starts from."""
     # The weights themselves: a folder keeps its name when its model is trained again.
     folder = resolve(settings.encoder, settings.revision)
-    weights = {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+    files = sorted(folder.rglob("*.safetensors"))
+    weights = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
     made_of = {"name": name, "examples": fingerprint, "weights": weights}
     return made_of | settings.model_dump(mode="json")
 

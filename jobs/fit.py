@@ -69,6 +69,8 @@ class FitConfig(JobConfig):
     content and recvae."""
     slow_sources: bool = False
     """Whether sasrec, which takes minutes to train, is among those by default."""
+    num_workers: int = Field(default=1, ge=1)
+    """Processes that sasrec learns in, started by Ray Train; 1: this one alone, without Ray."""
     candidates: int = Field(default=150, ge=1)
     """Items that each source proposes for a history."""
     rerank_top: int = Field(default=20, ge=1)
@@ -135,6 +137,7 @@ def fit(config: FitConfig) -> dict[str, float]:
     Raises:
         ConfigError: an unknown source is asked for.
         DataError: the data cannot carry a source.
+        TrainingError: a worker failed.
     """
     dataset = Dataset.open(config.dataset)
     parts = split(dataset, config.protocol)
@@ -143,6 +146,12 @@ def fit(config: FitConfig) -> dict[str, float]:
         return {}
     vectors = config.pipeline / "vectors.npy"
     names = _names(config, parts)
+    if config.num_workers > 1 and "sasrec" not in names:
+        warnings.warn(
+            f"--num-workers {config.num_workers} is ignored: sasrec is not among the sources, give "
+            "--slow-sources or name it in --sources",
+            stacklevel=2,
+        )
     data = TrainingData(
         catalogue=dataset.catalogue,
         histories=parts.train,
@@ -154,10 +163,23 @@ def fit(config: FitConfig) -> dict[str, float]:
     with bar("fitting sources", len(names)) as advance:
         for name in names:
             start = time.perf_counter()
-            config.build(name).fit(data).save(config.pipeline / "sources" / name)
+            _fit(config, config.build(name), data)
             seconds[name] = time.perf_counter() - start
             advance(note=name)
     return seconds
+
+
+def _fit(config: FitConfig, source: Source, data: TrainingData) -> None:
+    place = config.pipeline / "sources" / source.name
+    if config.num_workers == 1 or not isinstance(source, SASRec):
+        source.fit(data).save(place)
+        return
+    # Here: no other fit needs Ray.
+    from fusionrec.training import source_worker
+    from jobs import cluster
+
+    with cluster.start():
+        source_worker.fit(source, data, place, num_workers=config.num_workers)
 
 
 def _history_vectors(

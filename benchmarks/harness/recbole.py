@@ -91,9 +91,10 @@ def _peer(name: str, parts: Split, material: Path, out: Path, minutes: float, se
 
 def epochs_told(theirs_s: tuple[float, ...], data: TrainingData) -> str:
     """How long an epoch takes theirs, and ours over the same events, one after the other."""
-    from fusionrec.sources.sequential.training import Training
+    from fusionrec.sources.epochs import Training
+    from fusionrec.sources.sequential.training import SequentialLearner
 
-    training = Training(data, SASRecConfig())
+    training = Training(SequentialLearner(data, SASRecConfig()), SASRecConfig())
     ours_s = []
     for _ in range(EPOCHS):
         began = time.perf_counter()

@@ -23,7 +23,6 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
-from fusionrec.progress import bar
 from fusionrec.retrieval.index import VectorIndex, build, load
 from fusionrec.retrieval.neighbours import profiles
 from fusionrec.sources.answers import Nearest
@@ -34,6 +33,7 @@ from fusionrec.sources.protocol import Ranked, TrainingData
 
 if TYPE_CHECKING:
     from fusionrec.sources.autoencoder.training import Learned
+    from fusionrec.sources.epochs import Training
 
 _FIRST, _WEIGHTS = "first.npy", "weights.safetensors"
 
@@ -67,28 +67,16 @@ class RecVAE:
         Cost of an epoch: 6 · (encoder_passes + 1) · histories · warm items · factors
         multiplications.
         """
-        # Here: torch is what only training needs.
-        from fusionrec.sources.autoencoder.training import Training
-
-        training = Training(data, self.config)
-        with bar("training recvae", self.epochs) as advance:
-            while not training.done:
-                epoch = training.epoch()
-                advance(note=f"loss {epoch.loss:.3f}, held-out NDCG@10 {epoch.ndcg:.4f}")
-        return self._of(training.learned(), data.histories)
+        learned = self._training(data).run("training recvae")
+        return self._of(learned, data.histories)
 
     def fit_in_steps(self, data: TrainingData, after: Collection[int]) -> Iterator[Self]:
         """The source as it is after each of the epochs ``after``, and after the last.
 
         One that ended early stays as it is.
         """
-        from fusionrec.sources.autoencoder.training import Training
-
-        training = Training(data, self.config)
-        for stop in sorted({*(epoch for epoch in after if epoch < self.epochs), self.epochs}):
-            while len(training.epochs) < stop and not training.done:
-                training.epoch()
-            yield self._of(training.learned(), data.histories)
+        for learned in self._training(data).in_steps(after):
+            yield self._of(learned, data.histories)
 
     def ask(self, histories: Histories) -> Nearest:
         """Encode the histories, and search with their vectors."""
@@ -119,6 +107,13 @@ class RecVAE:
         config = RecVAEConfig.model_validate_json((directory / "config.json").read_bytes())
         first = np.load(directory / _FIRST, mmap_mode="r", allow_pickle=False).view(np.ndarray)
         return cls(config, load(directory), first, load_file(directory / _WEIGHTS))
+
+    def _training(self, data: TrainingData) -> Training[Learned]:
+        # Here: torch is what only training needs.
+        from fusionrec.sources.autoencoder.training import AutoencoderLearner
+        from fusionrec.sources.epochs import Training
+
+        return Training(AutoencoderLearner(data, self.config), self.config)
 
     def _of(self, learned: Learned, histories: Histories) -> Self:
         """The fitted source; ``histories`` are what an approximate index is tuned on."""

@@ -22,7 +22,6 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
-from fusionrec.progress import bar
 from fusionrec.retrieval.index import VectorIndex, build, load
 from fusionrec.retrieval.rows import Stored
 from fusionrec.sources.answers import Nearest
@@ -32,6 +31,7 @@ from fusionrec.sources.sequential.config import SASRecConfig as SASRecConfig
 from fusionrec.sources.sequential.forward import Forward
 
 if TYPE_CHECKING:
+    from fusionrec.sources.epochs import Training
     from fusionrec.sources.sequential.training import Learned
 
 _CENTRE = "centre"
@@ -66,28 +66,16 @@ class SASRec:
         Cost of an epoch: 6 · events · (parameters of the blocks + num_negatives · width)
         multiplications.
         """
-        # Here: torch is what only training needs.
-        from fusionrec.sources.sequential.training import Training
-
-        training = Training(data, self.config)
-        with bar("training sasrec", self.epochs) as advance:
-            while not training.done:
-                epoch = training.epoch()
-                advance(note=f"loss {epoch.loss:.3f}, held-out NDCG@10 {epoch.ndcg:.4f}")
-        return self._of(training.learned(), data.histories)
+        learned = self._training(data).run("training sasrec")
+        return self._of(learned, data.histories)
 
     def fit_in_steps(self, data: TrainingData, after: Collection[int]) -> Iterator[Self]:
         """The source as it is after each of the epochs ``after``, and after the last.
 
         One that ended early stays as it is.
         """
-        from fusionrec.sources.sequential.training import Training
-
-        training = Training(data, self.config)
-        for stop in sorted({*(epoch for epoch in after if epoch < self.epochs), self.epochs}):
-            while len(training.epochs) < stop and not training.done:
-                training.epoch()
-            yield self._of(training.learned(), data.histories)
+        for learned in self._training(data).in_steps(after):
+            yield self._of(learned, data.histories)
 
     def ask(self, histories: Histories) -> Nearest:
         """Read the histories, and search with their vectors."""
@@ -115,6 +103,13 @@ class SASRec:
         """Read settings and weights, memory-map the vectors and their index."""
         config = SASRecConfig.model_validate_json((directory / "config.json").read_bytes())
         return cls(config, load(directory), load_file(directory / _WEIGHTS))
+
+    def _training(self, data: TrainingData) -> Training[Learned]:
+        # Here: torch is what only training needs.
+        from fusionrec.sources.epochs import Training
+        from fusionrec.sources.sequential.training import SequentialLearner
+
+        return Training(SequentialLearner(data, self.config), self.config)
 
     def _of(self, learned: Learned, histories: Histories) -> Self:
         """The fitted source; ``histories`` are what an approximate index is tuned on."""

@@ -77,8 +77,7 @@ def fit(
             f"--num-workers {num_workers} needs as many GPUs and the cluster has {gpus}: "
             f"set --num-workers {gpus}, or --no-use-gpu"
         )
-    # A fraction where cores are few: the driver's own actors need room too.
-    cpus = min(1.0, round(0.8 * resources.get("CPU", 1.0) / num_workers, 2))
+    cpus = share_of_cpus(num_workers)
     progress = directory / "progress.json"
     progress.unlink(missing_ok=True)
     trainer: Any = ray.train.torch.TorchTrainer(
@@ -114,6 +113,16 @@ def fit(
         kind: type[errors.FusionRecError] = getattr(errors, answer["error"])
         raise kind(answer["message"])
     return TrainingResult.model_validate(answer["result"])
+
+
+def share_of_cpus(num_workers: int) -> float:
+    """CPUs that Ray reserves for each worker: one, or a fraction where cores are few.
+
+    The driver's own actors need room too.
+    """
+    cluster: Any = ray
+    cpus: float = cluster.cluster_resources().get("CPU", 1.0)
+    return min(1.0, round(0.8 * cpus / num_workers, 2))
 
 
 def _loop(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,11 @@ ITEMS = np.repeat(np.arange(NUM_ITEMS - 2, dtype=np.int32), np.arange(1, NUM_ITE
 def generator():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        yield
+        yield np.random.default_rng(0)
 
 
-def loss_of(events, targets, vectors, negatives):
-    codes, log_expected = negatives.draw()
+def loss_of(events, targets, vectors, negatives, generator):
+    codes, log_expected = negatives.draw(generator)
     return sampled_softmax(events, targets, vectors[targets], codes, vectors[codes], log_expected)
 
 
@@ -29,7 +29,7 @@ def test_with_all_items_it_is_the_softmax(generator):
     targets = torch.arange(7)
     negatives = Negatives(ITEMS, NUM_ITEMS, NUM_ITEMS, 0.5)
     expected = functional.cross_entropy((events @ vectors.T)[:, : NUM_ITEMS - 2], targets)
-    torch.testing.assert_close(loss_of(events, targets, vectors, negatives), expected)
+    torch.testing.assert_close(loss_of(events, targets, vectors, negatives, generator), expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -41,7 +41,7 @@ def test_the_sum_over_the_negatives_is_estimated_without_bias(generator, share):
     negatives = Negatives(ITEMS, NUM_ITEMS, 6, share)
     draws = 3000
     found = [
-        (loss_of(event, target, vectors, negatives).exp() - 1) * scores[3].exp()
+        (loss_of(event, target, vectors, negatives, generator).exp() - 1) * scores[3].exp()
         for _ in range(draws)
     ]
     estimates = torch.stack(found)
@@ -51,7 +51,8 @@ def test_the_sum_over_the_negatives_is_estimated_without_bias(generator, share):
 
 def test_items_without_events_are_never_drawn(generator):
     for share in (0.0, 0.5, 1.0):
-        drawn = torch.cat([Negatives(ITEMS, NUM_ITEMS, 8, share).draw()[0] for _ in range(50)])
+        negatives = Negatives(ITEMS, NUM_ITEMS, 8, share)
+        drawn = torch.cat([negatives.draw(generator)[0] for _ in range(50)])
         assert drawn.max() == NUM_ITEMS - 3
 
 

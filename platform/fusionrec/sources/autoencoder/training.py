@@ -1,9 +1,8 @@
-"""Training the autoencoder: epochs over histories until held-out events are found no better.
+"""How the autoencoder learns; :mod:`fusionrec.sources.epochs` says until when.
 
-What is held out, and when training ends, is as in :mod:`fusionrec.sources.sequential.training`. An
-epoch is a few passes in which the encoder learns, with items left out of the histories, and one in
-which the decoder does, with none. It runs on the CPU; the scores of all warm items are worked out
-for every history of a batch.
+An epoch is a few passes in which the encoder learns, with items left out of the histories, and one
+in which the decoder does, with none. It runs on the CPU; the scores of all warm items are worked
+out for every history of a batch.
 
 Shape legend: B histories, I items, W warm ones, H the hidden width, D the factors.
 """
@@ -22,15 +21,12 @@ from fusionrec.retrieval.neighbours import profiles
 from fusionrec.retrieval.rows import CSR
 from fusionrec.sources.autoencoder.config import RecVAEConfig
 from fusionrec.sources.autoencoder.model import Autoencoder, Bags
+from fusionrec.sources.epochs import SCORES, HeldOut, gains
 from fusionrec.sources.protocol import TrainingData
-from fusionrec.sources.sequential.training import Epoch, HeldOut
 
 _STEPS, _SMALL = 8, 16
 """Small data make so many batches a pass at least, unless they would be smaller than so many
 histories."""
-_SCORES = 8_000_000
-"""Scores of held-out events that are there at a time (32 MB)."""
-_K = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +49,8 @@ def bags(histories: Histories, recency: float, num_items: int) -> CSR:
     return found
 
 
-class Training:
-    """A model that gets better with each :meth:`epoch`, until it is :attr:`done`."""
+class AutoencoderLearner:
+    """The model, its histories and its optimizers."""
 
     def __init__(self, data: TrainingData, config: RecVAEConfig) -> None:
         self._config, self._num_items = config, data.num_items
@@ -66,51 +62,41 @@ class Training:
         self._batch = min(config.batch_size, max(_SMALL, len(self._rows) // _STEPS))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self._model = Autoencoder(config, max(len(self._warm), 1))
+            self.model = Autoencoder(config, max(len(self._warm), 1))
         self._optimizers = [
             torch.optim.Adam(part.parameters(), lr=config.learning_rate, fused=True)
-            for part in (self._model.encoder, self._model.decoder)
+            for part in (self.model.encoder, self.model.decoder)
         ]
-        self.epochs: list[Epoch] = []
-        self._best = 0
-        self._kept = self._state()
 
     @property
-    def done(self) -> bool:
-        """Whether another epoch would be one too many."""
-        made = len(self.epochs)
-        if made == self._config.epochs or not len(self._rows):
-            return True
-        return len(self._held_out) > 0 and made - self._best > self._config.patience
+    def has_questions(self) -> bool:
+        """Whether any history has two items."""
+        return len(self._rows) > 0
 
-    def epoch(self) -> Epoch:
-        """Learn from every history, then measure."""
-        number, config = len(self.epochs), self._config
-        stream = np.random.SeedSequence([config.seed, number])
-        generator = np.random.default_rng(stream)
+    @property
+    def num_held_out(self) -> int:
+        """Events that the model is measured on."""
+        return len(self._held_out)
+
+    def learn(self, generator: np.random.Generator) -> float:
+        """Some passes of the encoder, one of the decoder; the encoder's mean loss."""
         encoder, decoder = self._optimizers
-        with torch.random.fork_rng(devices=[]):  # dropout and draws are from the global one
-            torch.manual_seed(int(stream.generate_state(1)[0]))
-            losses = [
-                loss
-                for _ in range(config.encoder_passes)
-                for loss in self._learn(encoder, config.dropout, generator)
-            ]
-            self._model.remember()
-            list(self._learn(decoder, 0.0, generator))
-        epoch = Epoch(float(np.mean(losses)), self._measure())
-        if not self.epochs or epoch.ndcg >= self.epochs[self._best].ndcg or not len(self._held_out):
-            self._best, self._kept = number, self._state()
-        self.epochs.append(epoch)
-        return epoch
+        losses = [
+            loss
+            for _ in range(self._config.encoder_passes)
+            for loss in self._pass(encoder, self._config.dropout, generator)
+        ]
+        self.model.remember()
+        list(self._pass(decoder, 0.0, generator))
+        return float(np.mean(losses))
 
-    def learned(self) -> Learned:
-        """The model after its best epoch; before the first, nothing is known of any item."""
-        kept = {name: value.numpy() for name, value in self._kept.items()}
+    def learned(self, state: dict[str, Tensor] | None) -> Learned:
+        """The model in that state; for None, nothing is known of any item."""
+        kept = {n: value.numpy() for n, value in (state or self.model.state_dict()).items()}
         shape = (self._num_items, self._config.hidden)
         first = np.zeros(shape, dtype=np.float32)
         vectors = np.zeros((self._num_items, self._config.factors + 1), dtype=np.float32)
-        if self.epochs:
+        if state is not None:
             first[self._warm] = kept["encoder.first.weight"]
             biases = kept["decoder.bias"][:, None]
             vectors[self._warm] = np.concatenate([kept["decoder.weight"], biases], axis=1)
@@ -122,45 +108,40 @@ class Training:
         }
         return Learned(parameters, first, vectors)
 
-    def _state(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self._model.state_dict().items()}
-
     def _bags(self, histories: Histories) -> CSR:
         """[B, W] of warm items alone."""
         return bags(histories, self._config.recency, self._num_items)[:, self._warm]
 
-    def _learn(
+    def _pass(
         self, optimizer: torch.optim.Optimizer, dropout: float, generator: np.random.Generator
     ) -> Iterator[float]:
         """One pass over all histories; the loss of each batch."""
         order = generator.permutation(self._rows)
         for start in range(0, len(order), self._batch):
-            loss = self._model.loss(
+            loss = self.model.loss(
                 _tensors(self._matrix[order[start : start + self._batch]]), dropout=dropout
             )
-            self._model.zero_grad()
+            self.model.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             yield loss.item()
 
     @torch.no_grad()
-    def _measure(self) -> float:
+    def measure(self) -> float:
         """NDCG@10 of the held-out events, among the warm items, the history's own apart."""
-        gains = [torch.zeros(0)]
+        total = torch.zeros(1, dtype=torch.float64)
         place = np.full(self._num_items, -1, dtype=np.int64)
         place[self._warm] = np.arange(len(self._warm))
-        for part in self._held_out.blocks(max(1, _SCORES // max(len(self._warm), 1))):
+        for part in self._held_out.blocks(max(1, SCORES // max(len(self._warm), 1))):
             asked = self._bags(part.histories)
-            mean, _ = self._model.encoder(_tensors(asked))
-            scores = self._model.decoder(mean)
+            mean, _ = self.model.encoder(_tensors(asked))
+            scores = self.model.decoder(mean)
             rows, seen = asked.nonzero()
             scores[torch.from_numpy(rows).long(), torch.from_numpy(seen).long()] = -torch.inf
             target = torch.from_numpy(place[part.targets.numpy()])
-            found = scores.gather(1, target.clamp(min=0)[:, None])
-            rank = 1 + (scores > found).sum(dim=1)
-            hit = (rank <= _K) & (target >= 0) & ~torch.isinf(found[:, 0])
-            gains.append(hit / torch.log2(rank + 1.0))
-        return float(torch.cat(gains).sum()) / max(len(self._held_out), 1)
+            found = gains(scores, target.clamp(min=0)) * (target >= 0)
+            total += found.sum(dtype=torch.float64)
+        return float(total) / max(len(self._held_out), 1)
 
 
 def _tensors(matrix: CSR) -> Bags:

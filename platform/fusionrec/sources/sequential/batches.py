@@ -28,6 +28,11 @@ class Batch:
     asked: BoolArray
     """[B, L] whether it is a question."""
 
+    def share(self, number: int, count: int) -> Batch:
+        """One of ``count`` parts, of about equally many windows."""
+        rows = slice(number, None, count)
+        return Batch(self.events[rows], self.following[rows], self.asked[rows])
+
 
 class Windows:
     """The windows of all histories."""

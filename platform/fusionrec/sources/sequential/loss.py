@@ -22,6 +22,7 @@ Shape legend: N events of a batch, D the width, M negatives, I items.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from fusionrec.data.histories import CodeArray
 
 
 class Negatives:
-    """Draws negatives, from torch's global generator; every item with events once, if M allows."""
+    """Draws negatives; every item with events once, if M allows."""
 
     def __init__(self, items: CodeArray, num_items: int, num_negatives: int, share: float) -> None:
         """``items``: those of all training events; ``share``: of the draws that follow them."""
@@ -46,12 +47,12 @@ class Negatives:
             uniform = (counts > 0) / len(self._warm) * self._num_uniform
             self._log_expected = torch.log(popular + uniform)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
+    def draw(self, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         """[M] item codes, and the logarithm of how often each was expected."""
         if self._all:
             return self._warm, self._log_expected[self._warm]
-        popular = self._events[torch.randint(len(self._events), (self._num_popular,))]
-        uniform = self._warm[torch.randint(len(self._warm), (self._num_uniform,))]
+        popular = self._events[generator.integers(len(self._events), size=self._num_popular)]
+        uniform = self._warm[generator.integers(len(self._warm), size=self._num_uniform)]
         codes = torch.cat([popular, uniform])
         return codes, self._log_expected[codes]
 

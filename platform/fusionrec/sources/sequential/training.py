@@ -1,9 +1,10 @@
-"""Training the sequential model: epochs over histories until held-out events are found no better.
+"""How the sequential model learns, alone or in several processes.
 
-Of the training histories, the newest event of some is held out: later than all that their users
-are learned from, and with timestamps, of the histories that end last. After each epoch the model
-ranks the catalogue for them; training ends once NDCG@10 has not risen for a while, and the weights
-of the best epoch are kept.
+Until when is said by :mod:`fusionrec.sources.epochs`. In a torch.distributed group every rank holds
+the model and the data. A batch is the same on all of them, and its negatives are; each rank learns
+from its share of the windows, and the gradients are added up before the step. So the steps are
+those of one process, up to rounding and dropout. What travels in a step is a gradient of every
+parameter: 4 bytes for each number in the item vectors.
 
 It runs on the CPU, on as many threads as torch has. The memory is 16 bytes for each number in the
 item vectors (values, gradients, two moments of Adam), besides the best epoch's 4.
@@ -13,39 +14,24 @@ Shape legend: B histories, I items, D the width, N events of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fusionrec.data.histories import FloatArray, Histories
+from fusionrec.sources.epochs import SCORES, HeldOut, gains
 from fusionrec.sources.protocol import TrainingData
-from fusionrec.sources.sequential.batches import Windows
+from fusionrec.sources.sequential.batches import Batch, Windows
 from fusionrec.sources.sequential.config import SASRecConfig
 from fusionrec.sources.sequential.loss import Negatives, sampled_softmax
 from fusionrec.sources.sequential.model import SequentialModel
 
-HELD_OUT = 3000
-"""Most events that are held out: ranking the catalogue for them is a small part of an epoch."""
-_SCORES = 8_000_000
-"""Scores of held-out events that are there at a time (32 MB)."""
 _STEPS, _SMALL = 32, 256
 """Small data make so many batches an epoch at least, unless they would be smaller than so many
 events: an epoch of a few steps learns too little to tell whether the next will gain."""
-_K = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one pass over the histories came to."""
-
-    loss: float
-    """Mean over the batches, in nats; with few negatives an estimate."""
-    ndcg: float
-    """NDCG@10 of the held-out events; 0 where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,53 +44,14 @@ class Learned:
     """[I, D]; zeros for an item of which nothing is known: neither events nor text."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """The newest events of some histories, and what came before them."""
-
-    histories: Histories
-    targets: Tensor
-    """[B] item codes."""
-
-    @classmethod
-    def of(cls, data: TrainingData, share: float, seed: int) -> tuple[Histories, Self]:
-        """The histories that are left to learn from, and what is held out of them.
-
-        ``share`` of the events, at most ``HELD_OUT``, from histories that a question is left of.
-        """
-        histories = data.histories
-        (enough,) = np.nonzero(histories.lengths >= 3)
-        count = min(len(enough), HELD_OUT, int(share * len(histories.items)))
-        ends = histories.offsets[1:] - 1
-        if data.has_timestamps:
-            order = np.argsort(-histories.timestamps[ends[enough]], kind="stable")
-        else:
-            order = np.random.default_rng(seed).permutation(len(enough))
-        chosen = np.sort(enough[order[:count]])
-        keep = np.ones(len(histories.items), dtype=np.bool_)
-        keep[ends[chosen]] = False
-        lengths = np.bincount(histories.rows[keep], minlength=len(histories))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        left = Histories(histories.items[keep], histories.timestamps[keep], offsets)
-        chosen = chosen[np.argsort(lengths[chosen], kind="stable")]  # little padding in a block
-        targets = torch.from_numpy(histories.items[ends[chosen]]).long()
-        return left, cls(left.take(chosen), targets)
-
-    def __len__(self) -> int:
-        return len(self.histories)
-
-    def blocks(self, size: int) -> Iterator[Self]:
-        """Parts of ``size`` histories."""
-        for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            yield type(self)(self.histories.slice(start, stop), self.targets[start:stop])
-
-
-class Training:
-    """A model that gets better with each :meth:`epoch`, until it is :attr:`done`."""
+class SequentialLearner:
+    """The model, its batches and its optimizer; where there are ranks, all call it together."""
 
     def __init__(self, data: TrainingData, config: SASRecConfig) -> None:
         self._config = config
+        self._rank, self._num_ranks = 0, 1
+        if dist.is_initialized():
+            self._rank, self._num_ranks = dist.get_rank(), dist.get_world_size()
         left, self._held_out = HeldOut.of(data, config.held_out, config.seed)
         self._windows = Windows(left, config.max_length, last_only=config.target == "last")
         self._batch_events = min(config.batch_events, max(_SMALL, len(left.items) // _STEPS))
@@ -115,88 +62,91 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             texts = data.item_vectors if config.text else None
-            self._model = SequentialModel(config, data.num_items, texts)
+            self.model = SequentialModel(config, data.num_items, texts)
         self._optimizer = torch.optim.AdamW(
-            self._model.parameters(),
+            self.model.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.epochs: list[Epoch] = []
-        self._best = 0
-        self._kept = self._state()
 
     @property
-    def done(self) -> bool:
-        """Whether another epoch would be one too many."""
-        made = len(self.epochs)
-        if made == self._config.epochs or not len(self._windows):
-            return True
-        return len(self._held_out) > 0 and made - self._best > self._config.patience
+    def has_questions(self) -> bool:
+        """Whether any history has two events."""
+        return len(self._windows) > 0
 
-    def epoch(self) -> Epoch:
-        """Learn from every question once, then measure."""
-        number = len(self.epochs)
-        stream = np.random.SeedSequence([self._config.seed, number])
-        with torch.random.fork_rng(devices=[]):  # dropout and negatives draw from the global one
-            torch.manual_seed(int(stream.generate_state(1)[0]))
-            loss = self._learn(np.random.default_rng(stream))
-        epoch = Epoch(loss, self._measure())
-        if not self.epochs or epoch.ndcg >= self.epochs[self._best].ndcg or not len(self._held_out):
-            self._best, self._kept = number, self._state()
-        self.epochs.append(epoch)
-        return epoch
+    @property
+    def num_held_out(self) -> int:
+        """Events that the model is measured on."""
+        return len(self._held_out)
 
-    @torch.no_grad()
-    def learned(self) -> Learned:
-        """The model after its best epoch; before the first, items have no vectors but by text."""
-        now = self._state()
-        self._model.load_state_dict(self._kept)
-        warm = self._warm if self.epochs else torch.zeros_like(self._warm)
-        vectors = self._model.items.known(warm)
-        self._model.load_state_dict(now)
-        weights = {
-            name: value.numpy()
-            for name, value in self._kept.items()
-            if not name.startswith("items.")
-        }
-        return Learned(weights, vectors.numpy())
-
-    def _state(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self._model.state_dict().items()}
-
-    def _learn(self, generator: np.random.Generator) -> float:
-        model, losses = self._model.train(), []
+    def learn(self, generator: np.random.Generator) -> float:
+        """Learn from every question once; the mean loss of the batches."""
+        self.model.train()
+        losses = []
         for batch in self._windows.batches(self._batch_events, generator):
+            drawn = self._negatives.draw(generator)
+            num_asked = int(batch.asked.sum())
+            losses.append(self._step(batch.share(self._rank, self._num_ranks), num_asked, drawn))
+        return float(self._sum(torch.tensor(losses, dtype=torch.float64)).mean())
+
+    def _step(self, batch: Batch, num_asked: int, drawn: tuple[Tensor, Tensor]) -> float:
+        """Learn from a batch, of which this rank has a share; its part in the mean loss."""
+        model, loss = self.model, 0.0
+        self._optimizer.zero_grad()
+        if len(batch.asked):
             asked = torch.from_numpy(batch.asked)
             events = model(torch.from_numpy(batch.events))[asked]
             following = torch.from_numpy(batch.following)[asked]
-            drawn, log_expected = self._negatives.draw()
-            loss = sampled_softmax(
-                events, following, model.items(following), drawn, model.items(drawn), log_expected
-            )
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
-            losses.append(loss.item())
-        return float(np.mean(losses))
+            codes, log_expected = drawn
+            part = sampled_softmax(
+                events, following, model.items(following), codes, model.items(codes), log_expected
+            ) * (len(following) / num_asked)
+            part.backward()  # type: ignore[no-untyped-call]
+            loss = part.item()
+        if self._num_ranks > 1:
+            for parameter in model.parameters():
+                if parameter.grad is None:  # a batch of fewer windows than ranks
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+        self._optimizer.step()
+        return loss
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """``values`` added up over the ranks, in place."""
+        if self._num_ranks > 1:
+            dist.all_reduce(values)
+        return values
 
     @torch.no_grad()
-    def _measure(self) -> float:
+    def learned(self, state: dict[str, Tensor] | None) -> Learned:
+        """The model in that state; for None, items have no vectors but by text."""
+        now = {name: value.clone() for name, value in self.model.state_dict().items()}
+        kept = now if state is None else state
+        self.model.load_state_dict(kept)
+        vectors = self.model.items.known(
+            torch.zeros_like(self._warm) if state is None else self._warm
+        )
+        self.model.load_state_dict(now)
+        weights = {
+            name: value.numpy() for name, value in kept.items() if not name.startswith("items.")
+        }
+        return Learned(weights, vectors.numpy())
+
+    @torch.no_grad()
+    def measure(self) -> float:
         """NDCG@10 of the held-out events, among the items with events, the history's own apart."""
-        self._model.eval()
-        vectors = self._model.items.known(self._warm)
-        gains = [torch.zeros(0)]
-        for part in self._held_out.blocks(max(1, _SCORES // len(vectors))):
+        self.model.eval()
+        vectors = self.model.items.known(self._warm)
+        total = torch.zeros(1, dtype=torch.float64)
+        own = self._held_out.share(self._rank, self._num_ranks)
+        for part in own.blocks(max(1, SCORES // len(vectors))):
             scores = self._newest(part.histories) @ vectors.T
             scores[:, ~self._warm] = -torch.inf
             seen = torch.from_numpy(part.histories.items).long()
             scores[torch.from_numpy(part.histories.rows), seen] = -torch.inf
-            found = scores.gather(1, part.targets[:, None])
-            rank = 1 + (scores > found).sum(dim=1)
-            hit = (rank <= _K) & ~torch.isinf(found[:, 0])
-            gains.append(hit / torch.log2(rank + 1.0))
-        return float(torch.cat(gains).sum()) / max(len(self._held_out), 1)
+            total += gains(scores, part.targets).sum(dtype=torch.float64)
+        return float(self._sum(total)) / max(len(self._held_out), 1)
 
     def _newest(self, histories: Histories) -> Tensor:
         """[B, D] the vectors of the histories."""
@@ -204,5 +154,5 @@ class Training:
         codes = torch.zeros(len(read), int(read.lengths.max()), dtype=torch.int64)
         place = torch.from_numpy(np.arange(len(read.items)) - read.offsets[read.rows])
         codes[torch.from_numpy(read.rows), place] = torch.from_numpy(read.items).long()
-        events: Tensor = self._model(codes)
+        events: Tensor = self.model(codes)
         return events[torch.arange(len(read)), torch.from_numpy(read.lengths - 1)]

@@ -1,0 +1,34 @@
+"""SASRec in several processes of Ray Train; every other fit is in the tests of what uses it."""
+
+import numpy as np
+import pytest
+
+from fusionrec.data.splits import split
+from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.sasrec import SASRec, SASRecConfig
+from jobs.fit import FitConfig, fit
+
+TINY = SASRecConfig(width=8, num_heads=1, num_blocks=1, dropout=0, epochs=2, batch_events=256)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+# Ray copies its own settings, deprecated ones among them, whenever it starts something.
+@pytest.mark.filterwarnings("ignore:.*is deprecated.*:DeprecationWarning")
+def test_sasrec_learns_in_two_workers_what_it_learns_in_one(ray_cluster, synthetic, tmp_path):
+    directory = tmp_path / "pipeline"
+    given = {"dataset": synthetic.directory, "pipeline": directory, "sources": ("sasrec",)}
+    fit(FitConfig(**given, sasrec=TINY, num_workers=2))
+    assert [path.name for path in (directory / "sources").iterdir()] == ["sasrec"]
+    parts = split(synthetic)
+    alone = SASRec(TINY).fit(TrainingData(synthetic.catalogue, parts.train))
+    asked = parts.test.histories.slice(0, 20)
+    candidates = np.tile(np.arange(parts.num_items, dtype=np.int32), (20, 1))
+    found = SASRec.load(directory / "sources" / "sasrec").score(asked, candidates)
+    np.testing.assert_allclose(found, alone.score(asked, candidates), atol=1e-4)
+
+
+def test_workers_without_sasrec_are_ignored_aloud(synthetic, tmp_path):
+    given = {"dataset": synthetic.directory, "pipeline": tmp_path, "sources": ("popularity",)}
+    with pytest.warns(UserWarning, match="--num-workers 2 is ignored: sasrec is not among"):
+        fit(FitConfig(**given, num_workers=2))

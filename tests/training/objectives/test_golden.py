@@ -30,6 +30,7 @@ VARIANTS: dict[tuple[str, str], dict] = {
     ("decoder", "letters"): {"prompt": "letters"},
     ("decoder", "yes-no"): {"prompt": "yes-no"},
     ("pretraining", "masked"): {"max_tokens": 12},
+    ("pretraining", "next-sentence"): {"max_tokens": 24, "next_sentence": True},
     ("pretraining", "causal"): {"max_tokens": 8},
     ("rating", "regression"): {},
     ("distillation", "margin-mse"): {"distillation_loss": "margin-mse"},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusionrec.errors import TrainingError
+from fusionrec.errors import ConfigError, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.training.objectives.pretraining import PretrainingSettings, PretrainingTask
 
@@ -82,3 +82,50 @@ def test_the_encoder_starts_from_what_was_saved(make, tmp_path):
 def test_too_little_text(make):
     with pytest.raises(TrainingError, match="--max-tokens"):
         make("encoder", max_tokens=4096)
+
+
+def test_next_sentence_costs_one_bit_more_where_nothing_is_known(make):
+    task = make("encoder", max_tokens=32, next_sentence=True)
+    model = task.build_model()
+    for head in (model.get_output_embeddings(), model.cls.seq_relationship):
+        torch.nn.init.zeros_(head.weight)
+    loss = task.loss(model, task.batch(np.arange(4)))
+    expected = math.log(model.config.vocab_size) + math.log(2)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert model.bert.pooler.dense.weight.grad is not None
+
+
+def test_a_pair_is_an_item_s_own_or_half_another_s(make):
+    task = make("encoder", max_tokens=64, next_sentence=True)
+    # "space." alone is one sentence; the others have a title and a category.
+    assert task._pairs[0] == ("the love.", "film.")
+    assert task._count == 5
+    batch = task.batch(np.tile(np.arange(5), 200) + 5 * np.arange(1000))
+    assert batch["other"].float().mean().item() == pytest.approx(0.5, abs=0.05)
+    guessed = batch["labels"] != -100
+    ids = torch.where(guessed, batch["labels"], batch["input_ids"])
+    rows = [task._tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    for row, position, other in zip(rows, np.tile(np.arange(5), 200), batch["other"], strict=True):
+        first, second = task._pairs[position]
+        assert row.startswith(first.removesuffix("."))
+        if not other:
+            assert row.replace(" .", ".") == f"{first} {second}"
+    assert (batch["token_type_ids"] * batch["attention_mask"]).sum() > 0
+    assert task.describe(np.array([0]))[0]["text"].startswith("the love")
+
+
+def test_an_encoder_is_made_of_what_learned_pairs(make, tmp_path):
+    task = make("encoder", max_tokens=32, next_sentence=True)
+    model = task.build_model()
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight.add_(1.0)
+    task.save(model, tmp_path)
+    loaded = Encoder.load(tmp_path, device="cpu").model
+    weight = model.bert.embeddings.word_embeddings.weight
+    assert torch.equal(loaded.embeddings.word_embeddings.weight, weight)
+
+
+def test_who_cannot_compare_sentences(make):
+    with pytest.raises(ConfigError, match="leave --next-sentence out"):
+        make("decoder", next_sentence=True)

@@ -7,16 +7,22 @@ RoBERTa, 2019, who also dropped next-sentence prediction without loss), and
 
     loss = −1/|M| Σ_{l in M} log p(x_l | masked block),   M the chosen tokens.
 
+With next-sentence prediction, as BERT had it, the examples are pairs instead of blocks: the two
+parts of an item's text, cut at the sentence's end that is nearest to its middle, or in half of the
+cases the first part of one and the second of another item, drawn anew each epoch. With the label y
+of a pair, 0 where the second part follows, the loss has −log p(y | masked pair) added.
+
 A decoder learns causal language modelling: −1/(L−1) Σ_l log p(x_l | x_<l). Gururangan et al.,
 Don't stop pretraining (ACL 2020), show what it brings. A model whose head came without weights
 learns that too; fewer than a hundred steps then teach the head more than the model.
 
-Shape legend: B blocks of a batch, L tokens of a block, T tokens of the catalogue.
+Shape legend: B blocks or pairs of a batch, L tokens of a block, T tokens of the catalogue.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +31,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoTokenizer,
+)
 
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import IntArray
 from fusionrec.data.text import item_texts
-from fusionrec.errors import TrainingError
+from fusionrec.errors import ConfigError, TrainingError
 from fusionrec.language.encoder import Encoder
+from fusionrec.language.inference import pad as padded
+from fusionrec.language.inference import tokenize
 from fusionrec.language.models import load_pretrained, resolve, save_pretrained
 from fusionrec.training.objectives.settings import TaskSettings, identity
 from fusionrec.training.task import Batch, drawn, shuffled, with_draws
 
 _UNPREDICTED = -100
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+")
 
 
 class PretrainingSettings(TaskSettings):
@@ -44,71 +58,99 @@ class PretrainingSettings(TaskSettings):
 
     mask_share: float = Field(0.15, gt=0, lt=1)
     """Share of the tokens that an encoder has to guess (pretraining)."""
+    next_sentence: bool = False
+    """Whether an encoder also has to tell if the second part of an item's text follows the first
+    (pretraining); for architectures with such a head: BERT and near relatives."""
 
 
 class PretrainingTask:
     """See the module."""
 
     name = "pretraining"
-    head: tuple[str, ...] = ("cls", "lm_head", "vocab_transform", "vocab_layer_norm", "predictions")
+    head: tuple[str, ...] = (
+        "cls",
+        "lm_head",
+        "vocab_transform",
+        "vocab_layer_norm",
+        "predictions",
+        "pooler",
+    )
 
     def __init__(
         self, settings: PretrainingSettings, catalogue: Catalogue, examples: None = None
     ) -> None:
-        """Cut the catalogue into blocks; ``examples`` are not used.
+        """Cut the catalogue into blocks, or its texts into pairs; ``examples`` are not used.
 
         Raises:
+            ConfigError: a decoder is to predict the next sentence.
             ModelError: there is no such model.
-            TrainingError: the texts do not fill a block.
+            TrainingError: the texts do not fill a block, or two of them cannot be cut in two.
         """
         assert examples is None
         self._settings = settings
         self._folder = resolve(settings.encoder, settings.revision)
         self._tokenizer = load_pretrained(AutoTokenizer.from_pretrained, self._folder)
-        self._blocks = self._cut(item_texts(catalogue))
+        self._pairs: list[tuple[str, str]] = []
+        if settings.next_sentence:
+            if not self._masked:
+                raise _no_head(settings)
+            self._pairs = _pairs(item_texts(catalogue))
+        else:
+            self._blocks = self._cut(item_texts(catalogue))
 
     @property
     def identity(self) -> dict[str, Any]:
         """See :class:`~fusionrec.training.task.Task`."""
-        fingerprint = hashlib.sha256(self._blocks.tobytes()).hexdigest()
-        return identity(self.name, self._settings, fingerprint)
+        content = repr(self._pairs).encode() if self._pairs else self._blocks.tobytes()
+        return identity(self.name, self._settings, hashlib.sha256(content).hexdigest())
 
     def build_model(self) -> torch.nn.Module:
-        """The transformer with a language model head."""
+        """The transformer with a language model head, and one for pairs where there are any.
+
+        Raises:
+            ConfigError: the architecture has no head for pairs.
+        """
         kind: Any = AutoModelForMaskedLM if self._masked else AutoModelForCausalLM
+        if self._pairs:
+            kind = AutoModelForPreTraining
         model: torch.nn.Module = load_pretrained(
             kind.from_pretrained, self._folder, dtype=torch.float32
         )
+        if self._pairs and not hasattr(getattr(model, "cls", None), "seq_relationship"):
+            raise _no_head(self._settings)
         return model
 
     def plan(self, batch_size: int, generator: np.random.Generator) -> list[IntArray]:
-        """Random batches of blocks, and a number for the masks of each."""
-        count = len(self._blocks)
+        """Random batches of blocks or pairs, and a number for the masks of each."""
+        count = self._count
         return with_draws(shuffled(count, batch_size, generator), count, generator)
 
     def batch(self, examples: IntArray) -> Batch:
-        """[B, L] tokens, and the labels of those to be predicted."""
-        positions, seeds = drawn(examples, len(self._blocks))
-        tokens = self._blocks[positions]
+        """[B, L] tokens, and the labels of those to be predicted; [B] those of pairs."""
+        positions, seeds = drawn(examples, self._count)
+        generators = [np.random.default_rng(int(seed)) for seed in seeds]
+        found: Batch
+        if self._pairs:
+            found = self._drawn_pairs(positions, generators)
+        else:
+            ids = torch.from_numpy(self._blocks[positions])
+            found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        tokens = found["input_ids"].numpy()
         labels = tokens.copy()
         if self._masked:
-            generators = [np.random.default_rng(int(seed)) for seed in seeds]
             masks = [self._mask(row, g) for row, g in zip(tokens, generators, strict=True)]
-            tokens = np.stack([changed for changed, _ in masks])
+            found["input_ids"] = torch.from_numpy(np.stack([changed for changed, _ in masks]))
             labels[~np.stack([chosen for _, chosen in masks])] = _UNPREDICTED
-        ids = torch.from_numpy(tokens)
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "labels": torch.from_numpy(labels),
-        }
+        return found | {"labels": torch.from_numpy(labels)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """See the module; 0 where nothing is to be predicted."""
-        inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        known = ("input_ids", "attention_mask", "token_type_ids")
+        inputs: dict[str, Any] = {name: batch[name] for name in known if name in batch}
         if not self._masked:
             inputs["use_cache"] = False  # which would copy keys and values that nobody reads
-        logits, labels = model(**inputs).logits.float(), batch["labels"]
+        found, labels = model(**inputs), batch["labels"]
+        logits = (found.prediction_logits if self._pairs else found.logits).float()
         if not self._masked:
             # Not the logits: a copy of them would be the largest tensor of the step.
             labels = pad(labels[:, 1:], (0, 1), value=_UNPREDICTED)
@@ -116,14 +158,23 @@ class PretrainingTask:
         total = cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=_UNPREDICTED, reduction="sum"
         )
-        return total / chosen.sum().clamp(min=1)
+        loss = total / chosen.sum().clamp(min=1)
+        if self._pairs:
+            loss = loss + cross_entropy(found.seq_relationship_logits.float(), batch["other"])
+        return loss
 
     def describe(self, examples: IntArray) -> list[dict[str, Any]]:
         """The texts."""
-        positions, _ = drawn(examples, len(self._blocks))
+        positions, seeds = drawn(examples, self._count)
+        if self._pairs:
+            generators = [np.random.default_rng(int(seed)) for seed in seeds]
+            found = self._drawn_pairs(positions, generators)["input_ids"]
+            texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in found]
+        else:
+            texts = [self._tokenizer.decode(self._blocks[position]) for position in positions]
         return [
-            {"example": int(position), "text": self._tokenizer.decode(self._blocks[position])}
-            for position in positions
+            {"example": int(position), "text": text}
+            for position, text in zip(positions, texts, strict=True)
         ]
 
     def save(self, model: torch.nn.Module, directory: Path) -> None:
@@ -140,6 +191,22 @@ class PretrainingTask:
     @property
     def _masked(self) -> bool:
         return self._tokenizer.mask_token_id is not None
+
+    @property
+    def _count(self) -> int:
+        return len(self._pairs) or len(self._blocks)
+
+    def _drawn_pairs(self, positions: IntArray, generators: list[np.random.Generator]) -> Batch:
+        """[B, L] tokens of pairs, and ``other`` [B], 1 where the second part is another item's."""
+        count, seconds, other = len(self._pairs), [], []
+        for position, generator in zip(positions.tolist(), generators, strict=True):
+            other.append(int(generator.random() < 0.5))
+            # Of all others each is as likely.
+            step = int(generator.integers(1, count)) if other[-1] else 0
+            seconds.append(self._pairs[(position + step) % count][1])
+        firsts = [self._pairs[position][0] for position in positions.tolist()]
+        rows = tokenize(self._tokenizer, self._settings.max_tokens, firsts, seconds)
+        return padded(self._tokenizer, rows) | {"other": torch.tensor(other)}
 
     def _cut(self, texts: list[str]) -> IntArray:
         """[B, L] all texts in the catalogue's order; what does not fill a block is left out."""
@@ -164,3 +231,26 @@ class PretrainingTask:
         noise = generator.integers(0, len(self._tokenizer), len(tokens))
         seen = np.where(chosen & (fate < 0.8), self._tokenizer.mask_token_id, tokens)
         return np.where(chosen & (fate >= 0.8) & (fate < 0.9), noise, seen), chosen
+
+
+def _pairs(texts: list[str]) -> list[tuple[str, str]]:
+    """Both parts of each text of two sentences or more."""
+    found = []
+    for text in texts:
+        ends = [match.span() for match in _SENTENCE.finditer(text)]
+        if ends:
+            end, begin = min(ends, key=lambda span: abs(span[0] - len(text) / 2))
+            found.append((text[:end], text[begin:]))
+    if len(found) < 2:
+        raise TrainingError(
+            f"{len(found)} of the catalogue's {len(texts)} texts have two sentences, and "
+            "next-sentence prediction compares those of two: leave --next-sentence out"
+        )
+    return found
+
+
+def _no_head(settings: PretrainingSettings) -> ConfigError:
+    return ConfigError(
+        f"setting next_sentence = True is wrong: {settings.encoder} has no head that compares two "
+        "sentences; leave --next-sentence out, or start from a BERT"
+    )

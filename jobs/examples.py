@@ -15,14 +15,15 @@ import numpy as np
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import FloatArray
 from fusionrec.data.splits import Protocol, Split, split
-from fusionrec.data.text import history_texts, item_text, item_texts
+from fusionrec.data.text import history_texts, item_text, item_texts, with_reviews
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import rating_errors
 from fusionrec.progress import bar
 from fusionrec.training.examples import Examples, lists
-from fusionrec.training.objectives.rating import RATER, RaterConfig
+from fusionrec.training.objectives.rating import RATER, RaterConfig, RatingSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need
 from fusionrec.training.ratings import Ratings
+from fusionrec.training.reviews import Reviews
 
 if TYPE_CHECKING:
     from jobs.finetune import FinetuneConfig
@@ -48,6 +49,8 @@ def make_examples(config: FinetuneConfig, settings: HistorySettings, dataset: Da
     )
     if Need.RATINGS in settings.needs:
         examples = Ratings.of(dataset.events, parts.train).beside(examples)
+    if isinstance(settings, RatingSettings) and settings.num_reviews:
+        examples = Reviews.of(dataset, parts.train).beside(examples, settings.num_reviews)
     if Need.NEGATIVES in settings.needs:
         examples = with_negatives(
             examples,
@@ -136,19 +139,25 @@ def rating_report(
 
     ratings = Ratings.of(dataset.events, parts.train)
     cases = parts.validation
-    rows, items, actual = ratings.targets(cases.users, cases.targets)
-    rows, items, actual = rows[:max_cases], items[:max_cases], actual[:max_cases]
+    rows, items, times, actual = ratings.targets(cases.users, cases.targets)
+    rows, items = rows[:max_cases], items[:max_cases]
+    times, actual = times[:max_cases], actual[:max_cases]
     expected = ratings.by_user[cases.users[rows]]
     rater = Reranker.load(model)
-    scale = RaterConfig.model_validate_json((model / RATER).read_bytes()).scale
+    config = RaterConfig.model_validate_json((model / RATER).read_bytes())
     histories = history_texts(
         dataset.catalogue, cases.histories.take(rows), rater.config.history_items
     )
-    texts = [[item_text(dataset.catalogue, int(code))] for code in items]
-    scores = [float(each[0]) for each in rater.score(histories, texts)]
+    texts = [item_text(dataset.catalogue, int(code)) for code in items]
+    if config.num_reviews:
+        reviews = Reviews.of(dataset, parts.train)
+        read = reviews.before(cases.users[rows], items, times, config.num_reviews)
+        own, others = ([reviews.text_of(row[row >= 0]) for row in read[:, side]] for side in (0, 1))
+        histories, texts = with_reviews(histories, own), with_reviews(texts, others)
+    scores = [float(each[0]) for each in rater.score(histories, [[text] for text in texts])]
     offsets = ratings.item_offsets(len(dataset.catalogue))
     return {
-        "model": rating_errors(expected + scale * np.array(scores), actual),
+        "model": rating_errors(expected + config.scale * np.array(scores), actual),
         "user": rating_errors(expected, actual),
         "user and item": rating_errors(expected + offsets[items], actual),
         "mean": rating_errors(np.full(len(actual), ratings.mean), actual),

@@ -50,6 +50,7 @@ from fusionrec.training.objectives.distillation import DistillationSettings
 from fusionrec.training.objectives.encoder import EncoderSettings
 from fusionrec.training.objectives.multitask import MultiTaskSettings
 from fusionrec.training.objectives.pretraining import PretrainingSettings
+from fusionrec.training.objectives.rating import RatingSettings
 from fusionrec.training.objectives.reranker import RerankerSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
@@ -78,6 +79,7 @@ class FinetuneConfig(  # type: ignore[misc]
     RerankerSettings,
     DecoderSettings,
     PretrainingSettings,
+    RatingSettings,
     DistillationSettings,
     MultiTaskSettings,
     TrainingConfig,
@@ -323,7 +325,7 @@ def _use(config: FinetuneConfig, model: Path) -> None:
     """Do with the trained model what its task is for."""
     learned = config.student if config.task == "distillation" else config.task
     if learned in ("reranker", "decoder"):
-        _install(model, config.need("pipeline") / "reranker")
+        install(model, config.need("pipeline") / "reranker")
     if config.task == "rating":
         dataset = Dataset.open(config.dataset)
         report = rating_report(
@@ -335,7 +337,7 @@ def _use(config: FinetuneConfig, model: Path) -> None:
             sys.stdout.write(f"{name}: MAE {errors['mae']:.4f}, RMSE {errors['rmse']:.4f}\n")
 
 
-def _install(model: Path, place: Path) -> None:
+def install(model: Path, place: Path) -> None:
     """Copy ``model`` to ``place``, which is whole at any moment but the one of the two renames."""
     partial_copy = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial_copy, ignore_errors=True)

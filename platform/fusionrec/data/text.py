@@ -8,6 +8,8 @@ front. Where nothing is known the text is empty, and an encoder gives such a tex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
 
@@ -41,6 +43,11 @@ def history_texts(catalogue: Catalogue, histories: Histories, history_items: int
         wish = None if histories.texts is None else histories.texts[index]
         texts.append(_sentences(wish or "", "; ".join(part for part in parts if part)))
     return texts
+
+
+def with_reviews(texts: Sequence[str], reviews: Sequence[Sequence[str]]) -> list[str]:
+    """B texts, each with its own reviews behind it."""
+    return [_sentences(text, *own) for text, own in zip(texts, reviews, strict=True)]
 
 
 def _sentences(*parts: str) -> str:

@@ -7,18 +7,22 @@ P examples, M negatives, U users, N events of all histories.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.numpy
 
 from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
 from fusionrec.errors import TrainingError
 
 _FILE = "examples.safetensors"
+_REVIEWS = "reviews.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,10 @@ class Examples:
     """[P] what the user gave the positive."""
     expected: FloatArray | None = None
     """[P] what could be expected without reading a text, in the unit of the ratings."""
+    reviews: CodeArray | None = None
+    """[P, 2, R] what the user wrote before, and what others wrote of the positive: positions in
+    ``review_texts``, newest first; −1 behind where there are fewer."""
+    review_texts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.positives)
@@ -127,13 +135,21 @@ class Examples:
         for name, array in sorted(self._arrays().items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
             digest.update(array.tobytes())
+        if self.review_texts:
+            digest.update(json.dumps(self.review_texts).encode())
         return digest.hexdigest()
 
     def save(self, directory: Path) -> None:
-        """Write ``examples.safetensors`` into ``directory``, made if missing."""
+        """Write ``examples.safetensors`` into ``directory``, made if missing.
+
+        Where there are reviews, their texts are ``reviews.parquet``.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
         safetensors.numpy.save_file(arrays, directory / _FILE)
+        if self.reviews is not None:
+            texts = pa.table({"text": pa.array(self.review_texts, pa.string())})
+            pq.write_table(texts, directory / _REVIEWS)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -144,7 +160,11 @@ class Examples:
             for name in ("histories", "seen")
         )
         required = (histories, arrays["positives"], arrays["users"], seen, arrays["negatives"])
-        return cls(*required, **{name: arrays[name] for name in _OPTIONAL if name in arrays})
+        beside: dict[str, Any] = {name: arrays[name] for name in _OPTIONAL if name in arrays}
+        if "reviews" in beside:
+            texts = pq.read_table(directory / _REVIEWS).column("text")
+            beside["review_texts"] = tuple(texts.to_pylist())
+        return cls(*required, **beside)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {
@@ -165,7 +185,7 @@ class Examples:
         return array
 
 
-_OPTIONAL = ("scores", "ratings", "expected")
+_OPTIONAL = ("scores", "ratings", "expected", "reviews")
 _PARTS = ("items", "timestamps", "offsets")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fusionrec.data.dataset import Events
-from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
+from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
 from fusionrec.errors import TrainingError
 from fusionrec.training.examples import Examples
 
@@ -40,12 +40,9 @@ class Ratings:
         Raises:
             TrainingError: there are no ratings in the training histories.
         """
-        order = np.lexsort((np.arange(len(events.items)), events.timestamps, events.users))
+        order, known = _by_time(events, train)
         users, items = events.users[order], events.items[order]
         values = events.values[order]
-        starts = np.searchsorted(users, np.arange(len(train)))
-        known = np.arange(len(users)) - starts[users] < train.lengths[users]
-        assert (items[known] == train.items).all()
         if np.isnan(values[known]).all():
             raise TrainingError(
                 "there are no ratings to learn from: no training event has a value; leave "
@@ -79,8 +76,8 @@ class Ratings:
 
     def targets(
         self, users: IntArray, targets: Histories
-    ) -> tuple[IntArray, CodeArray, FloatArray]:
-        """(case, item, rating) of the targets of B cases that were rated after training."""
+    ) -> tuple[IntArray, CodeArray, IntArray, FloatArray]:
+        """(case, item, time, rating) of those targets of B cases that were rated after training."""
         rows, items = targets.rows, targets.items
         found = [
             self.later.get((int(users[r]), int(i)), np.nan)
@@ -88,7 +85,7 @@ class Ratings:
         ]
         ratings = np.array(found, dtype=np.float32)
         kept = ~np.isnan(ratings)
-        return rows[kept], items[kept], ratings[kept]
+        return rows[kept], items[kept], targets.timestamps[kept], ratings[kept]
 
     def item_offsets(self, num_items: int) -> FloatArray:
         """[I] damped mean of what an item got above the expected rating of its users."""
@@ -113,3 +110,19 @@ class Ratings:
             np.float32
         )
         return expected
+
+
+def training_events(events: Events, train: Histories) -> IntArray:
+    """[N] the events that ``train`` holds, in its order, as positions in ``events``."""
+    order, known = _by_time(events, train)
+    return order[known]
+
+
+def _by_time(events: Events, train: Histories) -> tuple[IntArray, BoolArray]:
+    """Positions of all events by user and time, and which of these the training histories hold."""
+    order = np.lexsort((np.arange(len(events.items)), events.timestamps, events.users))
+    users = events.users[order]
+    starts = np.searchsorted(users, np.arange(len(train)))
+    known: BoolArray = np.arange(len(users)) - starts[users] < train.lengths[users]
+    assert (events.items[order[known]] == train.items).all()
+    return order, known

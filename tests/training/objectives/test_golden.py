@@ -16,6 +16,8 @@ from fusionrec.training.tasks import OBJECTIVES
 GOLDEN = Path(__file__).with_name("golden.json")
 TEACHER = np.tile(np.array([2.0, 0.0, -2.0], np.float32), (8, 1))
 RATINGS = np.array([1, 2, 3, 4, 5, 4, 3, 2], np.float32)
+READ = np.arange(16, dtype=np.int32).reshape(8, 2, 1) % 4 - 1
+REVIEWS = ("love the book", "war and night", "in space")
 
 VARIANTS: dict[tuple[str, str], dict] = {
     ("encoder", "in-batch"): {},
@@ -33,6 +35,7 @@ VARIANTS: dict[tuple[str, str], dict] = {
     ("pretraining", "next-sentence"): {"max_tokens": 24, "next_sentence": True},
     ("pretraining", "causal"): {"max_tokens": 8},
     ("rating", "regression"): {},
+    ("rating", "reviews"): {"num_reviews": 1},
     ("distillation", "margin-mse"): {"distillation_loss": "margin-mse"},
     ("distillation", "kl"): {"distillation_loss": "kl", "student": "encoder"},
     ("multi-task", "weighted"): {"objective_weights": [1.0, 0.5], "max_tokens": 12},
@@ -48,6 +51,8 @@ def test_curve(variant, still_encoder, tiny_decoder, catalogue, examples, tmp_pa
     taught = dataclasses.replace(
         examples, scores=TEACHER, ratings=RATINGS, expected=np.full(8, 3.0, np.float32)
     )
+    if variant[1] == "reviews":
+        taught = dataclasses.replace(taught, reviews=READ, review_texts=REVIEWS)
     chosen = objective.settings.model_validate(
         {"encoder": str(tiny_decoder if decodes else still_encoder), "max_tokens": 48} | settings
     )

@@ -1,4 +1,4 @@
-import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,18 +47,19 @@ def test_an_expected_rating_knows_only_what_came_before():
 
 def test_targets_are_rated_after_training():
     ratings = Ratings.of(EVENTS, TRAIN)
-    rows, items, values = ratings.targets(np.array([0, 1]), Histories.of([[3], [2]]))
-    assert (rows.tolist(), items.tolist(), values.tolist()) == ([0], [3], [4.0])
+    targets = replace(Histories.of([[3], [2]]), timestamps=np.array([40, 50]))
+    found = ratings.targets(np.array([0, 1]), targets)
+    assert [each.tolist() for each in found] == [[0], [3], [40], [4.0]]
 
 
 def test_implicit_feedback_has_no_ratings():
-    nothing = dataclasses.replace(EVENTS, values=np.full(5, NAN, np.float32))
+    nothing = replace(EVENTS, values=np.full(5, NAN, np.float32))
     with pytest.raises(TrainingError, match="no training event has a value"):
         Ratings.of(nothing, TRAIN)
 
 
 def test_loss_is_the_error_in_units_of_the_spread(still_encoder, catalogue, examples, tmp_path):
-    rated = dataclasses.replace(
+    rated = replace(
         examples,
         ratings=np.array([1, 2, 3, 4, 5, 4, 3, 2], np.float32),
         expected=np.full(8, 3.0, np.float32),
@@ -72,3 +73,22 @@ def test_loss_is_the_error_in_units_of_the_spread(still_encoder, catalogue, exam
     scale = RaterConfig.model_validate_json((tmp_path / RATER).read_bytes()).scale
     assert scale == pytest.approx(np.sqrt(12 / 8))
     assert Reranker.load(tmp_path, device="cpu").score(["space"], [["love"]])[0].tolist() == [0.0]
+
+
+def test_reviews_are_read_behind_history_and_item(still_encoder, catalogue, examples):
+    read = np.full((8, 2, 2), -1, np.int32)
+    read[0] = [[1, -1], [0, 2]]
+    rated = replace(
+        examples,
+        ratings=np.ones(8, np.float32),
+        expected=np.zeros(8, np.float32),
+        reviews=read,
+        review_texts=("love it", "so  long", "a good night!"),
+    )
+    settings = RatingSettings(encoder=str(still_encoder), num_reviews=2)
+    task = RatingTask(settings, catalogue, rated)
+    first, second = task.describe(np.array([0, 1]))
+    assert first["history"].endswith(". so long.")
+    assert first["item"].endswith(". love it. a good night!")
+    bare = RatingTask(settings, catalogue, replace(rated, reviews=None)).describe(np.array([1]))[0]
+    assert second == bare

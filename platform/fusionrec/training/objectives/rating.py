@@ -6,7 +6,9 @@ be expected e (see :mod:`fusionrec.training.ratings`) and the logit s of history
     loss = 1/B Σ ((r − e)/σ − s)²,    prediction = e + σ·s,
 
 σ being the standard deviation of r − e over the examples. Regression on pairs of texts as in Devlin
-et al., BERT (2019, its STS-B task); ratings from text as in Zheng et al., DeepCoNN (WSDM 2017).
+et al., BERT (2019, its STS-B task); ratings from text as in Zheng et al., DeepCoNN (WSDM 2017), who
+read what the user wrote and what was written of the item. Here these reviews, where they are asked
+for, stand behind the texts of history and item; see :mod:`fusionrec.training.reviews` for which.
 
 Shape legend: B examples of a batch, P examples.
 """
@@ -18,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
-from fusionrec.data.histories import IntArray
-from fusionrec.data.text import history_texts, item_text
+from fusionrec.data.histories import CodeArray, IntArray
+from fusionrec.data.text import history_texts, item_text, with_reviews
 from fusionrec.language.inference import pad, tokenize
 from fusionrec.language.reranker import Reranker
 from fusionrec.training.examples import Examples
@@ -43,6 +46,10 @@ RATER = "rating.json"
 class RatingSettings(HistorySettings):
     """How the rater is trained."""
 
+    num_reviews: int = Field(0, ge=0)
+    """Newest earlier reviews that are read: so many of the user's, behind the history, and so many
+    that others wrote of the item (rating). They want a larger --max-tokens."""
+
     @property
     def needs(self) -> frozenset[Need]:
         """Histories, and what was given to the items that came next."""
@@ -54,6 +61,8 @@ class RaterConfig(Config):
 
     scale: float
     """σ, in the unit of the ratings."""
+    num_reviews: int = 0
+    """Of user and item each, that are read."""
 
 
 class RatingTask:
@@ -112,10 +121,19 @@ class RatingTask:
     def save(self, model: torch.nn.Module, directory: Path) -> None:
         """What ``Reranker.load`` reads, and ``rating.json``."""
         Reranker(model, self._tokenizer, self._config).save(directory)
-        text = RaterConfig(scale=self._scale).model_dump_json() + "\n"
+        config = RaterConfig(scale=self._scale, num_reviews=self._settings.num_reviews)
+        text = config.model_dump_json() + "\n"
         (directory / RATER).write_text(text, encoding="utf-8")
 
     def _texts(self, examples: IntArray) -> tuple[list[str], list[str]]:
         rows = self._examples.take(examples)
         histories = history_texts(self._catalogue, rows.histories, self._settings.history_items)
-        return histories, [item_text(self._catalogue, int(code)) for code in rows.positives]
+        items = [item_text(self._catalogue, int(code)) for code in rows.positives]
+        if rows.reviews is None:
+            return histories, items
+        own, others = (self._reviewed(rows.reviews[:, side]) for side in (0, 1))
+        return with_reviews(histories, own), with_reviews(items, others)
+
+    def _reviewed(self, codes: CodeArray) -> list[list[str]]:
+        texts = self._examples.review_texts
+        return [[texts[code] for code in row if code >= 0] for row in codes]

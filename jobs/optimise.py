@@ -121,11 +121,11 @@ def _choose(pipeline: Pipeline, directory: Path, cases: Cases, models: list[str]
     """One model in bf16 after the other; what is chosen for the encoder stays for the reranker."""
     for model in models:
         _reload(pipeline, directory, model, Precision.FP32)
-    before = _measure(pipeline, cases, "fp32")
+    before = measure(pipeline, cases, "fp32")
     choices = []
     for model in models:
         _reload(pipeline, directory, model, Precision.BF16)
-        after = _measure(pipeline, cases, f"bf16 {model}")
+        after = measure(pipeline, cases, f"bf16 {model}")
         measured = Measured(num_cases=len(cases), fp32=before.ndcg, bf16=after.ndcg)
         seconds = [s.embed_s if model == "encoder" else s.rerank_s for s in (before, after)]
         choice = Choice(model, measured, *seconds)
@@ -145,7 +145,8 @@ def _reload(pipeline: Pipeline, directory: Path, model: str, precision: Precisio
         pipeline.reranker = load_reranker(directory / model, precision=precision, frozen=True)
 
 
-def _measure(pipeline: Pipeline, cases: Cases, name: str) -> Served:
+def measure(pipeline: Pipeline, cases: Cases, name: str) -> Served:
+    """NDCG@10 of the served list of ``cases``, and the time of the language models."""
     pipeline.recommend(cases.histories.slice(0, min(BLOCK, len(cases))))  # the first is slow
     meter = ListMeter(name, Kind.RERANKED, cases, K, K)
     seconds = []

@@ -60,7 +60,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *found: Served) -> list[tuple[Prec
         loaded.append((pipeline.encoder.precision, pipeline.reranker.precision))
         return next(results)
 
-    monkeypatch.setattr(job, "_measure", next_result)
+    monkeypatch.setattr(job, "measure", next_result)
     return loaded
 
 
@@ -87,7 +87,7 @@ def test_ndcg_is_that_of_the_served_list(config, synthetic):
     pipeline, parts = Pipeline.load(config.pipeline), split(synthetic)
     served = measure(pipeline, parts.validation, parts.item_counts, 10)[-1]
     expected = METRICS["ndcg"](served.ranks, 10).mean()
-    assert job._measure(pipeline, parts.validation, "x").ndcg == pytest.approx(expected)
+    assert job.measure(pipeline, parts.validation, "x").ndcg == pytest.approx(expected)
 
 
 def test_faster_and_as_good_is_kept(config, monkeypatch):

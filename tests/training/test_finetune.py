@@ -153,8 +153,16 @@ def test_settings_of_other_tasks_are_ignored_aloud(configure):
 
 def test_settings_reach_their_task(configure):
     encoder, _ = configure(
-        "encoder", "--dimensions", "8,16", "--mined-negatives", "3", "--no-gather-negatives"
+        "encoder",
+        "--dimensions",
+        "8,16",
+        "--mined-negatives",
+        "3",
+        "--no-gather-negatives",
+        "--towers",
+        "2",
     ).resolved()
+    assert encoder.towers == 2
     assert encoder.dimensions == (8, 16)
     assert encoder.mined_negatives == 3
     assert not encoder.gather_negatives

@@ -70,7 +70,7 @@ class EncoderSettings(HistorySettings):
     grad_cache: int | None = Field(None, ge=1)
     """Texts whose activations are held at a time (encoder): less memory for a third more time; by
     default all of the batch."""
-    towers: Literal[1, 2] = 1
+    towers: int = Field(1, ge=1, le=2)
     """Transformers of the encoder: one for all texts, or one for histories and one for items, which
     takes twice the memory of the weights."""
     dimensions: tuple[int, ...] = ()

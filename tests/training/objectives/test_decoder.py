@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from fusionrec.data.histories import Histories
+from fusionrec.data.text import history_texts
 from fusionrec.errors import ConfigError, ModelError
+from fusionrec.evaluation.orders import order_sensitivity
 from fusionrec.language.decoder import DecoderReranker, Prompt, answer_logits
 from fusionrec.language.rankers import load_reranker
 from fusionrec.language.reranker import Reranker
@@ -123,3 +126,23 @@ def test_a_pipeline_finds_out_which_reranker_it_has(make, tiny_encoder, tmp_path
     Reranker.load(tiny_encoder, device="cpu").save(tmp_path / "cross-encoder")
     assert isinstance(load_reranker(tmp_path / "decoder"), DecoderReranker)
     assert isinstance(load_reranker(tmp_path / "cross-encoder"), Reranker)
+
+
+def test_who_reads_lists_is_measured_by_their_order(make, catalogue, tmp_path):
+    """A letters' prompt shows the model an order of the candidates, a yes-no prompt does not."""
+    found = {}
+    items = np.tile(np.arange(5, dtype=np.int32), (3, 1))
+    histories = Histories.of([[5], [0, 5], [1, 2]])
+    for prompt in Prompt:
+        task, model = make(prompt)
+        task.save(model, tmp_path / prompt)
+        reranker = DecoderReranker.load(tmp_path / prompt, device="cpu")
+
+        def score(asked, codes, reranker=reranker):
+            texts = [[catalogue.titles[code] for code in row] for row in codes]
+            return np.stack(reranker.score(history_texts(catalogue, asked), texts))
+
+        assert reranker.reads_lists == (prompt is Prompt.LETTERS)
+        found[prompt] = order_sensitivity(score, histories, items)
+    assert found[Prompt.YES_NO].tau == pytest.approx(1, abs=0.05)
+    assert found[Prompt.LETTERS].tau < 0.8

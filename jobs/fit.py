@@ -65,8 +65,7 @@ class FitConfig(JobConfig):
     """Write catalogue, known histories and settings, and fit nothing yet."""
     sources: tuple[str, ...] | None = None
     """Sources to fit, by name; by default all that the data can carry: semantic once jobs.embed has
-    run, ease unless there are more items than ease.learner.max_items, no slow ones, and not
-    content and recvae."""
+    run, no slow ones, and not content and recvae."""
     slow_sources: bool = False
     """Whether sasrec, which takes minutes to train, is among those by default."""
     num_workers: int = Field(default=1, ge=1)
@@ -128,7 +127,7 @@ def prepare(config: FitConfig, dataset: Dataset, parts: Split) -> None:
     releases = Releases.of(dataset, parts.train)
     if releases is not None:
         releases.save(config.pipeline / RELEASES)
-    _write_config(config, dataset, _names(config, parts))
+    _write_config(config, dataset, _names(config))
 
 
 def fit(config: FitConfig) -> dict[str, float]:
@@ -145,7 +144,7 @@ def fit(config: FitConfig) -> dict[str, float]:
     if config.prepare:
         return {}
     vectors = config.pipeline / "vectors.npy"
-    names = _names(config, parts)
+    names = _names(config)
     if config.num_workers > 1 and "sasrec" not in names:
         warnings.warn(
             f"--num-workers {config.num_workers} is ignored: sasrec is not among the sources, give "
@@ -198,21 +197,12 @@ def _history_vectors(
     return encoder.encode(texts)
 
 
-def _names(config: FitConfig, parts: Split) -> tuple[str, ...]:
+def _names(config: FitConfig) -> tuple[str, ...]:
     if config.sources is None:
         left_out = _NAMED if config.slow_sources else _NAMED | _SLOW
         names = [name for name in SOURCES if name not in left_out]
         if not (config.pipeline / "vectors.npy").is_file():
             names.remove("semantic")
-        limit = getattr(config.ease.learner, "max_items", None)
-        num_warm = int((parts.item_counts > 0).sum())
-        if limit is not None and num_warm > limit:
-            warnings.warn(
-                f"source ease is left out: {num_warm} items have events, its dense solve takes "
-                f"{limit} (--ease.learner.max-items)",
-                stacklevel=2,
-            )
-            names.remove("ease")
         return tuple(names)
     unknown = [name for name in config.sources if name not in SOURCES]
     if unknown:

@@ -134,7 +134,7 @@ def _tuning(config: RetrievalBenchmark, vectors: FloatArray, count: int) -> Floa
 
 
 def build_retriever(config: RetrievalBenchmark, place: Path) -> None:
-    """Write a pipeline directory with every source but ease, which no large catalogue can have."""
+    """Write a pipeline directory with every source that searches in a way of its own."""
     vectors = np.load(config.folder / "items.npy", mmap_mode="r")
     histories = histories_like_people(config, config.items // 10, config.seed + 2)
     catalogue = range(config.items)  # of which a source asks the length alone

@@ -6,7 +6,6 @@ import scipy.sparse as sp
 
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
-from fusionrec.errors import DataError
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
 from fusionrec.sources.item_knn import ItemKNN
@@ -44,9 +43,33 @@ def test_ease_leaves_cold_items_out():
     assert not found[:, 2:].any()
 
 
-def test_ease_refuses_a_large_catalogue(random_data):
-    with pytest.raises(DataError, match=r"30 items .* use the source item-knn or transitions"):
-        EASE(max_items=29).learn(random_data, neighbours=5)
+def test_sparse_ease_on_all_items_is_the_dense_one():
+    generator = np.random.default_rng(1)
+    sizes = generator.integers(8, 20, 80)
+    data = training([generator.choice(30, size, replace=False) for size in sizes], 30)
+    dense = EASE().learn(data, neighbours=30).matrix.toarray()
+    sparse = EASE(max_items=29).learn(data, neighbours=30).matrix.toarray()
+    np.testing.assert_allclose(sparse, dense, atol=1e-5)
+
+
+def test_sparse_ease_loses_nothing_between_groups_that_never_meet():
+    generator = np.random.default_rng(3)
+    sizes = generator.integers(2, 6, 240)
+    rows = [5 * (n % 6) + generator.choice(5, size, replace=False) for n, size in enumerate(sizes)]
+    data = training(rows, 31)  # the last item is cold
+    dense = EASE(regularisation=3).learn(data, neighbours=30).matrix.toarray()
+    sparse = EASE(regularisation=3, max_items=1, support=4).learn(data, neighbours=30)
+    np.testing.assert_allclose(sparse.matrix.toarray(), dense, atol=1e-5)
+
+
+def test_sparse_ease_regresses_on_what_tells_most():
+    # Item 0 is met twice with item 1, which is met four times, and twice with 2, met twice.
+    rows = [[0, 1, 2], [0, 1, 2], [1, 3], [1, 3], [4]]
+    found = EASE(regularisation=1, max_items=1, support=1).learn(training(rows, 5), neighbours=5)
+    weights = found.matrix.toarray()
+    assert weights[:, 0].tolist() == pytest.approx([0, 0, 2 / 3, 0, 0])
+    assert weights[:, 3].tolist() == pytest.approx([0, 2 / 5, 0, 0, 0])
+    assert not weights[:, 4].any()
 
 
 @pytest.mark.filterwarnings("ignore:Method expects CSR input")

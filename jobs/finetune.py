@@ -114,6 +114,10 @@ class FinetuneConfig(  # type: ignore[misc]
     """Split whose training histories are used: leave-one-out or global-time."""
     num_workers: int = Field(1, ge=1)
     """Worker processes, each with a GPU where there are any; under torchrun its own number."""
+    min_workers: int | None = Field(None, ge=1)
+    """Start, and go on, with so few workers while the cluster has no room for more (Ray only). A
+    step keeps its batches: every number from here to --num-workers must divide --num-workers ×
+    --accumulation."""
     use_gpu: bool | None = None
     """Default: whether the cluster has GPUs now; say yes on one that scales up from none."""
     dry_run: bool = False
@@ -210,6 +214,7 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
                 training,
                 config.out,
                 num_workers=config.num_workers,
+                min_workers=config.min_workers,
                 use_gpu=config.use_gpu,
                 max_failures=config.max_failures,
             )
@@ -229,10 +234,16 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
     if dist.is_torchelastic_launched():
         num_workers = int(os.environ["WORLD_SIZE"])
         workers_here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if config.min_workers is not None:
+            warnings.warn("--min-workers is ignored under torchrun: leave it out", stacklevel=2)
     else:
-        num_workers = config.num_workers
+        num_workers, all_workers = config.min_workers or config.num_workers, config.num_workers
+        preflight.check_shares(num_workers, all_workers, training.accumulation)
+        # The fewest workers hold the most.
+        share = all_workers * training.accumulation // num_workers
+        training = training.model_copy(update={"accumulation": share})
         # On a cluster nobody knows yet which node will take how many.
-        workers_here = 1 if os.environ.get("RAY_ADDRESS") else num_workers
+        workers_here = 1 if os.environ.get("RAY_ADDRESS") else config.num_workers
     return preflight.check(
         settings,
         training,

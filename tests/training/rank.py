@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ import torch.distributed as dist
 from transformers import AutoModel
 
 from fusionrec.errors import FusionRecError
+from fusionrec.training import checkpoints
+from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import prepare_process, train
 from fusionrec.training.task import shuffled
@@ -79,6 +82,12 @@ class Toy:
         model.save_pretrained(directory)
 
 
+def broken_disk(checkpoint, path):
+    if checkpoint in str(path) and dist.get_rank() == 1:
+        raise OSError("Input/output error")
+    return sha256_of(path)
+
+
 def run(scenario: dict) -> dict:
     folder = scenario["task"].get("folder")
     task = load_task(Path(folder)) if folder else Toy(**scenario["task"])
@@ -97,13 +106,19 @@ def run(scenario: dict) -> dict:
         if report.step == scenario.get("leave_at"):
             raise InterruptedError
 
+    def noticed():
+        return len(losses) == scenario.get("noticed_at")
+
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if "break_disk_at" in scenario:
+        checkpoints.sha256_of = partial(broken_disk, scenario["break_disk_at"])
     try:
-        result = train(task, config, directory, on_report=on_report)
+        result = train(task, config, directory, on_report=on_report, noticed=noticed)
     except (FusionRecError, InterruptedError) as error:
         return {"error": type(error).__name__, "message": str(error), "losses": losses}
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        checkpoints.sha256_of = sha256_of
     return {"result": result.model_dump(mode="json"), "losses": losses}
 
 

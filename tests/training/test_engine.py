@@ -32,6 +32,8 @@ def runs(workers, tiny_encoder):
     for stage, method in VARIANTS:
         config = {"zero_stage": stage, "method": method, "accumulation": 1 + (stage == 2)}
         whole = workers.directory / f"{stage}-{method}-whole"
+        if stage == 3:
+            config["checkpoint_staging"] = str(workers.directory / "staging")
         broken = workers.directory / f"{stage}-{method}-broken"
         leave_at = 5 if stage == 2 else 7
         first.append(scenario(whole, tiny_encoder, config))
@@ -77,10 +79,12 @@ def test_killed_worker(workers, runs, tiny_encoder):
     killed = scenario(directory, tiny_encoder, config, kill_at=10)
     workers.run(killed, may_die=True)
     assert not (directory / "result.json").exists()
-    assert (directory / "checkpoints" / "step-00000008" / "manifest.json").is_file()
+    # That of step 8 may have been under way.
+    before = max(path.name for path in (directory / "checkpoints").glob("step-*"))
+    assert before in ("step-00000004", "step-00000008")
     (resumed,) = workers.run(scenario(directory, tiny_encoder, config))
     whole, _ = runs[3, "full"]
-    assert resumed["losses"] == whole["losses"][8:]
+    assert resumed["losses"] == whole["losses"][int(before[-2:]) :]
     assert resumed["result"]["seconds"] > 0
     assert resumed["result"]["loss"] == whole["result"]["loss"]
     assert resumed["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
@@ -133,6 +137,10 @@ def faults(workers, runs, tiny_encoder):
         end = {"fill_disk_at": 5} if part == "full disk" else {}
         directory = workers.directory / "full disk"
         scenarios[part] = scenario(directory, tiny_encoder, {"zero_stage": 3}, **end)
+    directory, at = workers.directory / "disk breaks", "step-00000008"
+    scenarios["disk breaks"] = scenario(directory, tiny_encoder, {"epochs": 8}, break_disk_at=at)
+    directory, config = workers.directory / "noticed", {"checkpoint_every": 99}
+    scenarios["noticed"] = scenario(directory, tiny_encoder, config, noticed_at=5)
     for part in ("preempted", "after preempted"):
         end = {"terminate_at": 5} if part == "preempted" else {}
         scenarios[part] = scenario(workers.directory / "preempted", tiny_encoder, **end)
@@ -218,6 +226,15 @@ def test_full_disk_stops_all_workers_and_keeps_the_last_checkpoint(faults, runs)
     assert again["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
 
 
+def test_checkpoint_that_fails_behind_training_ends_the_run(faults, workers):
+    answer = faults["disk breaks"]
+    assert answer["error"] == "CheckpointNotWritten"
+    assert "step-00000008 could not be written (worker 1: Input/output error)" in answer["message"]
+    assert 8 <= len(answer["losses"]) <= 12  # the next one was not begun
+    [left] = (workers.directory / "disk breaks" / "checkpoints").iterdir()
+    assert left.name == "step-00000004"
+
+
 def test_sigterm_leaves_a_checkpoint(faults, runs, workers):
     answer = faults["preempted"]
     assert answer["error"] == "Preempted"
@@ -225,6 +242,12 @@ def test_sigterm_leaves_a_checkpoint(faults, runs, workers):
     again, whole = faults["after preempted"], runs[1, "full"][0]
     assert again["losses"] == whole["losses"][6:]
     assert again["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
+
+
+def test_notice_leaves_a_checkpoint_and_the_run_goes_on(faults, runs, workers):
+    assert faults["noticed"]["losses"] == runs[1, "full"][0]["losses"]
+    left = sorted(p.name for p in (workers.directory / "noticed" / "checkpoints").iterdir())
+    assert left == ["step-00000005", "step-00000012"]
 
 
 def test_computing_layers_again_changes_no_number(faults, runs):

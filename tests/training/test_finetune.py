@@ -226,9 +226,11 @@ def test_hard_negatives_come_from_the_pipeline(configure, pipeline):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_encoder_under_ray(configure, ray_cluster, tmp_path):
-    config = configure("encoder", "--batch-size", "4", "--method", "lora")
+    elastic = ("--num-workers", "2", "--min-workers", "1")
+    config = configure("encoder", "--batch-size", "2", "--method", "lora", *elastic)
     result = finetune(config)
     assert result.steps == (NUM_USERS * 5) // 4
+    assert result.identity["training"]["batches"] == 2
     assert Encoder.load(result.model, device="cpu").encode(["love and war"]).shape == (1, 32)
     progress = json.loads((config.out / "progress.json").read_text())
     assert progress["step"] == progress["total"] == result.steps
@@ -272,6 +274,17 @@ def test_killed_worker_is_started_again(configure, ray_cluster, tmp_path):
     assert marker.exists()
     assert broken.loss == whole.loss
     assert broken.weights_sha256 == whole.weights_sha256
+
+
+def test_notice_is_told_once(monkeypatch):
+    import ray.train
+
+    from fusionrec.training import worker
+
+    told = iter([None, None, "first", "first", "second", "second"])
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(told))
+    noticed = worker.notices()
+    assert [noticed() for _ in range(6)] == [False, False, True, False, True, False]
 
 
 @pytest.mark.ray

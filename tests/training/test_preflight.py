@@ -11,6 +11,7 @@ from fusionrec.training import preflight
 from fusionrec.training.config import LoraSettings, TrainingConfig
 from fusionrec.training.loads import load_of
 from fusionrec.training.objectives.encoder import EncoderSettings
+from fusionrec.training.preflight import check_shares
 
 
 @pytest.fixture
@@ -113,6 +114,16 @@ def test_settings_that_are_ignored(check):
     with pytest.warns(UserWarning, match="nothing to shard"):
         check(zero_stage=3)
     check(zero_stage=3, num_workers=2)
+
+
+def test_every_number_of_workers_shares_the_batches_of_a_step():
+    check_shares(1, 2, 1)
+    check_shares(3, 4, 3)
+    with pytest.raises(ConfigError, match=r"the 4 batches .* from 2 to 4; set accumulation = 3"):
+        check_shares(2, 4, 1)
+    check_shares(2, 4, 3)
+    with pytest.raises(ConfigError, match="min_workers = 3 is wrong: it is above num_workers = 2"):
+        check_shares(3, 2, 1)
 
 
 def test_bf16_without_hardware(check, monkeypatch):

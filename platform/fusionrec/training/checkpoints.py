@@ -11,7 +11,10 @@
 The newest committed checkpoint is found by looking, not by a pointer that a crash could leave
 behind. One with a truncated, flipped, missing or surplus file is passed over for the one before.
 A worker that cannot write, because its disk is full, makes all of them give the checkpoint up.
-The directory must be seen by all workers. Hashing costs about a second per GiB and worker.
+
+Training waits only until the shards are written. A thread then waits for the disk, hashes (about a
+second per GiB and worker), uploads where the shards were staged on the worker's own disk, and
+commits, one checkpoint at a time. The directory must be seen by all workers.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +87,31 @@ def sha256_of(path: Path) -> str:
 class Checkpoints:
     """The checkpoints of one run; every method is called by all workers together."""
 
-    def __init__(self, directory: Path, *, keep: int) -> None:
+    def __init__(self, directory: Path, *, keep: int, staging: Path | None = None) -> None:
+        """Prepare to write to ``directory``, and read from it.
+
+        Args:
+            directory: Seen by all workers.
+            keep: Newest checkpoints that are kept.
+            staging: On each worker's own disk; shards are written there first.
+        """
         self.directory = directory
         self._keep = keep
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._staging = None
+        if staging is not None:
+            # Runs may share the folder, and workers of a machine do.
+            run = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+            self._staging = staging / f"{run}-{self._rank:05d}"
+        # A group of its own: the thread's collectives must not meet those of the steps.
+        self._group = dist.new_group(backend="gloo")
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._under_way: Future[None] | None = None
 
     def save(self, step: int, identity: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Commit a checkpoint; ``write(directory)`` writes a worker's shards.
+        """Begin a checkpoint, which is committed while training goes on.
+
+        Waits for the one under way. ``write(directory)`` writes a worker's shards.
 
         Args:
             step: Optimizer steps done.
@@ -96,48 +119,93 @@ class Checkpoints:
             write: Takes all workers through the same collectives, also the one that fails.
 
         Raises:
-            CheckpointNotWritten: on all ranks; the checkpoints before it stay, and what was
-                written of this one is removed.
+            CheckpointNotWritten: on all ranks, of this one or the one under way; those before stay,
+                and what was written of it is removed.
         """
+        self.wait()
         final = self.directory / f"step-{step:08d}"
         partial = self.directory / f".{final.name}"
+        own = self._staging or partial
 
         def prepare() -> None:
-            self._clear(partial)
-            partial.mkdir(parents=True)
+            if self._rank == 0:
+                self._clear(partial)
+                partial.mkdir(parents=True)
+            if self._staging is not None:
+                shutil.rmtree(own, ignore_errors=True)  # of a run that was killed
+                own.mkdir(parents=True)
 
-        def add_hashes() -> None:
-            hashes = partial / f".hashes-{self._rank:05d}.json"
-            hashes.write_text(json.dumps(self._hash_share(partial)), encoding="utf-8")
+        self._all(final, partial, prepare, lambda: write(own))
+        commit = bind(self._commit, partial, final, step, identity)
+        self._under_way = self._thread.submit(
+            self._all, final, partial, bind(self._upload, own, partial), commit
+        )
 
-        first = self._rank == 0
-        stages: list[Callable[[], None] | None] = [
-            prepare if first else None,
-            lambda: write(partial),
-            add_hashes,
-            (lambda: self._commit(partial, final, step, identity)) if first else None,
-        ]
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint under way is known to have failed; :meth:`wait` says why.
+
+        Workers come to know it one after another: what they do about it they must agree on.
+        """
+        pending = self._under_way
+        return pending is not None and pending.done() and pending.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the checkpoint under way is committed.
+
+        Raises:
+            CheckpointNotWritten: on all ranks.
+        """
+        pending, self._under_way = self._under_way, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Let the checkpoint under way end, however it does; nothing is saved afterwards."""
+        self._thread.shutdown()
+        dist.destroy_process_group(self._group)
+
+    def _all(self, final: Path, partial: Path, *stages: Callable[[], None]) -> None:
+        """Run stages, each of which begins when all workers are done with the one before."""
         for stage in stages:
             fault = self._together(stage)
             if fault is not None:
-                if first:
+                if self._rank == 0:
                     shutil.rmtree(partial, ignore_errors=True)
+                if self._staging is not None:
+                    shutil.rmtree(self._staging, ignore_errors=True)
                 raise CheckpointNotWritten(
                     f"checkpoint {final} could not be written ({fault}); free space there and run "
                     "the same command again: it goes on from the checkpoint before"
                 )
 
-    def _together(self, stage: Callable[[], None] | None) -> str | None:
+    def _together(self, stage: Callable[[], None]) -> str | None:
         """Run a stage, wait for all workers, and say what went wrong on any of them."""
         fault = None
         try:
-            if stage is not None:
-                stage()
+            stage()
         except (OSError, RuntimeError, SafetensorError) as error:  # so is a full disk told, by whom
             fault = f"worker {self._rank}: {' '.join(str(error).split())[:200]}"
         faults: list[str | None] = [None] * self._world
-        dist.all_gather_object(faults, fault)
+        dist.all_gather_object(faults, fault, group=self._group)
         return next((reason for reason in faults if reason), None)
+
+    def _upload(self, own: Path, partial: Path) -> None:
+        """Leave this worker's files and their hashes in ``partial``."""
+        files = sorted(_files(own)) if self._staging else self._share(_files(partial))
+        records: dict[str, Any] = {}
+        for name in files:
+            path = own / name
+            # Of what was written, not of what arrived: the two are compared when it is read.
+            records[name] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+            if self._staging:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, partial / name)
+                _sync(partial / name)
+        hashes = partial / f".hashes-{self._rank:05d}.json"
+        hashes.write_text(json.dumps(records), encoding="utf-8")
+        if self._staging:
+            shutil.rmtree(own)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose every file is as its manifest says."""
@@ -162,13 +230,9 @@ class Checkpoints:
         """Workers share the hashing evenly, whoever wrote the file."""
         return sorted(paths)[self._rank :: self._world]
 
-    def _hash_share(self, directory: Path) -> dict[str, Any]:
-        return {
-            name: {"sha256": sha256_of(directory / name), "size": (directory / name).stat().st_size}
-            for name in self._share(_files(directory))
-        }
-
     def _commit(self, partial: Path, final: Path, step: int, identity: dict[str, Any]) -> None:
+        if self._rank != 0:
+            return
         files: dict[str, Any] = {}
         for part in sorted(partial.glob(".hashes-*.json")):
             files |= json.loads(part.read_text(encoding="utf-8"))
@@ -181,7 +245,7 @@ class Checkpoints:
             os.fsync(file.fileno())
         self._clear(final)  # a corrupt one of the same step, passed over when the run resumed
         partial.rename(final)
-        _sync_directory(self.directory)
+        _sync(self.directory)
         for old in sorted(self.directory.glob("step-*"))[: -self._keep]:
             self._clear(old)
 
@@ -222,8 +286,9 @@ def _files(directory: Path) -> list[str]:
     ]
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

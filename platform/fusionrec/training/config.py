@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -84,6 +85,9 @@ class TrainingConfig(Config):
     """Optimizer steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
+    checkpoint_staging: Path | None = None
+    """Folder on each worker's own disk, for an --out that is slow to write to: training waits until
+    a checkpoint is written there, and goes on while it is uploaded."""
     report_every: int = Field(5, ge=1)
     """Optimizer steps between reports of progress."""
 
@@ -103,9 +107,13 @@ class TrainingConfig(Config):
         return self.learning_rate * (total - step) / max(1, total - rising)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the numbers of a run; a resumed run must share them."""
+        """The settings that decide the numbers of a run; a resumed run must share them.
+
+        Beside them stands how many batches a step has, over all workers.
+        """
         free = {"num_threads", "checkpoint_every", "keep_checkpoints", "report_every"}
         free |= {"activation_checkpointing", "max_skipped_steps", "spike_sigmas", "trackers"}
+        free |= {"checkpoint_staging", "accumulation"}
         if self.method is not Method.LORA:
             free.add("lora")
         return self.model_dump(mode="json", exclude=free)

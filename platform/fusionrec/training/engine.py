@@ -25,6 +25,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +85,7 @@ def train(
     directory: Path,
     *,
     on_report: Callable[[Report], None] | None = None,
+    noticed: Callable[[], bool] | None = None,
 ) -> TrainingResult:
     """Train ``task`` and leave its model in ``directory``; called by all ranks together.
 
@@ -92,6 +94,8 @@ def train(
         config: The same on every rank.
         directory: Of the run; on storage that all ranks see.
         on_report: Called on every rank equally often: each ``report_every`` steps and at the end.
+        noticed: Called after it: whether a machine will be taken away, the same on every rank. A
+            checkpoint is left then, and the run goes on.
 
     Raises:
         NonFiniteLoss: names the step and the batch, which is saved as JSON. Raised on all ranks,
@@ -101,14 +105,17 @@ def train(
         TrainingError: the directory holds a run with other settings, or there are too few examples.
         ModelError: the model cannot be loaded.
     """
-    done = finished(task, config, directory)
+    done = finished(task, config, directory, dist.get_world_size())
     if done is not None:
         return done
-    with weights.own_linear():
-        return _Run(task, config, directory).train(on_report)
+    run = _Run(task, config, directory)
+    with weights.own_linear(), closing(run.checkpoints):
+        return run.train(on_report, noticed)
 
 
-def finished(task: Task, config: TrainingConfig, directory: Path) -> TrainingResult | None:
+def finished(
+    task: Task, config: TrainingConfig, directory: Path, world_size: int
+) -> TrainingResult | None:
     """The result of this very run, where ``directory`` holds it.
 
     Raises:
@@ -118,7 +125,7 @@ def finished(task: Task, config: TrainingConfig, directory: Path) -> TrainingRes
     if not path.exists():
         return None
     result = TrainingResult.model_validate_json(path.read_bytes())
-    _refuse_difference(directory, result.identity, _identity(task, config))
+    _refuse_difference(directory, result.identity, _identity(task, config, world_size))
     return result
 
 
@@ -148,8 +155,8 @@ class _Run:
     def __init__(self, task: Task, config: TrainingConfig, directory: Path) -> None:
         prepare_process(config)
         self._task, self._config, self._directory = task, config, directory
-        self._identity = _identity(task, config)
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._identity = _identity(task, config, self._world)
         self._plan_epoch, self._plan = -1, task.plan(config.batch_size, self._order(0))
         self._steps_per_epoch = len(self._plan) // (self._world * config.accumulation)
         if self._steps_per_epoch == 0:
@@ -159,12 +166,15 @@ class _Run:
                 f"{self._world * config.accumulation}: set a smaller --batch-size, or fewer workers"
             )
         self._total = config.total_steps(self._steps_per_epoch)
-        self._checkpoints = Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints)
+        keep, staging = config.keep_checkpoints, config.checkpoint_staging
+        self.checkpoints = Checkpoints(directory / "checkpoints", keep=keep, staging=staging)
         self._watch = Watch(task, config, directory)
 
-    def train(self, on_report: Callable[[Report], None] | None) -> TrainingResult:
+    def train(
+        self, on_report: Callable[[Report], None] | None, noticed: Callable[[], bool] | None
+    ) -> TrainingResult:
         config = self._config
-        checkpoint = self._checkpoints.newest()
+        checkpoint = self.checkpoints.newest()
         if checkpoint is not None:
             self._refuse_other_run(checkpoint)
         import deepspeed  # noqa: F401 - before memory is measured: the libraries' is not the run's
@@ -191,7 +201,9 @@ class _Run:
             for step in range(start, self._total):
                 self._refresh(engine, step, resumed=step == start)
                 rate = config.learning_rate_at(step, self._total)
-                done = self._step(engine, step, rate, stop=signalled.seen)
+                # A checkpoint that failed ends the run: at the same step on all ranks.
+                stop = signalled.seen or self.checkpoints.failed
+                done = self._step(engine, step, rate, stop=stop)
                 loss = done.loss if np.isfinite(done.loss) else loss
                 report = meter.step(
                     epoch=step // self._steps_per_epoch,
@@ -205,14 +217,18 @@ class _Run:
                 )
                 if report is not None and on_report is not None:
                     on_report(report)
+                leave = report is not None and noticed is not None and noticed()
                 last = step + 1 == self._total
-                if (step + 1) % config.checkpoint_every == 0 or last or done.stop:
+                due = (step + 1) % config.checkpoint_every == 0
+                if due or leave or last or done.stop:
                     self._save(engine, step + 1, loss, time.perf_counter() - began)
                 if done.stop and not last:
+                    self.checkpoints.wait()
                     raise Preempted(
                         f"the run was told to stop and left a checkpoint of step {step + 1}: the "
                         "same command goes on from there"
                     )
+            self.checkpoints.wait()
             seconds = time.perf_counter() - began
         return self._finish(engine, loss, seconds, memory.bytes())
 
@@ -280,7 +296,7 @@ class _Run:
             states = random_states() | {"progress": progress, "watch": self._watch.state()}
             weights.save_tensors(states, directory / f"rank-{self._rank:05d}.safetensors")
 
-        self._checkpoints.save(step, self._identity, write)
+        self.checkpoints.save(step, self._identity, write)
 
     def _restore(
         self, engine: Any, checkpoint: Checkpoint, *, resharded: bool
@@ -316,8 +332,7 @@ class _Run:
     def _refuse_other_run(self, checkpoint: Checkpoint) -> None:
         """Another number of workers may go on where a step sees the same examples."""
         workers, known = checkpoint.manifest.world_size, checkpoint.manifest.identity
-        accumulation = known["training"]["accumulation"]
-        batches, now = workers * accumulation, self._world * self._config.accumulation
+        batches, now = (each["training"]["batches"] for each in (known, self._identity))
         if workers != self._world and batches != now:
             remedy = f"go on with --num-workers {workers}"
             if batches % self._world == 0:
@@ -327,9 +342,6 @@ class _Run:
                 f"step, and this run has {self._world} and {now}: {remedy}, or start anew with "
                 "another --out"
             )
-        if workers != self._world:
-            training = known["training"] | {"accumulation": self._config.accumulation}
-            known = known | {"training": training}
         _refuse_difference(self._directory, known, self._identity)
 
     def _finish(self, engine: Any, loss: float, seconds: float, memory: int) -> TrainingResult:
@@ -369,8 +381,10 @@ class _Run:
         return TrainingResult.model_validate_json(path.read_bytes())
 
 
-def _identity(task: Task, config: TrainingConfig) -> dict[str, Any]:
-    return {"task": task.identity, "training": config.identity()}
+def _identity(task: Task, config: TrainingConfig, world_size: int) -> dict[str, Any]:
+    # Batches of a step, whoever computes them.
+    batches = config.accumulation * world_size
+    return {"task": task.identity, "training": config.identity() | {"batches": batches}}
 
 
 def _refuse_difference(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -103,6 +104,27 @@ def check(
             f"the activations of its batch, and can have {_gb(available)}: {remedy}"
         )
     return Plan(need, available)
+
+
+def check_shares(fewest: int, num_workers: int, accumulation: int) -> None:
+    """A step has the same batches whatever the number of workers, the same number for each of them.
+
+    Raises:
+        ConfigError: from ``fewest`` to ``num_workers`` there is one that does not divide them.
+    """
+    batches = num_workers * accumulation
+    between = range(fewest, num_workers + 1)
+    if not between:
+        raise ConfigError(
+            f"setting min_workers = {fewest} is wrong: it is above num_workers = {num_workers}"
+        )
+    if any(batches % workers for workers in between):
+        enough = math.lcm(*between) // math.gcd(math.lcm(*between), num_workers)
+        raise ConfigError(
+            f"setting min_workers = {fewest} is wrong: the {batches} batches of a step cannot be "
+            f"shared evenly by any number of workers from {fewest} to {num_workers}; set "
+            f"accumulation = {enough}, or a higher min_workers"
+        )
 
 
 def _nearer(config: TrainingConfig, num_workers: int) -> Iterator[tuple[str, TrainingConfig]]:

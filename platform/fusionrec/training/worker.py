@@ -1,8 +1,10 @@
 """The Ray Train loop around the engine: who starts the processes, not what they do.
 
 Workers that die are started again by Ray and go on from the newest committed checkpoint, which the
-engine finds by itself; nothing depends on what Ray remembers of the run. The run's directory must
-be on storage that all nodes see. A run takes 30–60 s to start: the workers import torch, DeepSpeed
+engine finds by itself; nothing depends on what Ray remembers of the run. Where fewer are allowed,
+Ray starts as many as there is room for, and each takes more batches. When Ray tells that a node
+will be taken away, a checkpoint is left at the next report. The run's directory must be on storage
+that all nodes see. A run takes 30–60 s to start: the workers import torch, DeepSpeed
 and transformers.
 """
 
@@ -23,6 +25,7 @@ from fusionrec import errors
 from fusionrec.progress import bar
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, finished, train
+from fusionrec.training.preflight import check_shares
 from fusionrec.training.task import Task
 from fusionrec.training.tracking import Report
 
@@ -44,6 +47,7 @@ def fit(
     directory: Path,
     *,
     num_workers: int = 1,
+    min_workers: int | None = None,
     use_gpu: bool | None = None,
     max_failures: int = 2,
 ) -> TrainingResult:
@@ -54,14 +58,18 @@ def fit(
         config: Of the engine.
         directory: Of the run.
         num_workers: Processes; each gets a GPU, where GPUs are used.
+        min_workers: As few are enough while the cluster has no room for more.
         use_gpu: By default, whether the cluster has any now.
         max_failures: How often the workers are started again after a failure.
 
     Raises:
         NonFiniteLoss, TrainingError, ModelError: as the engine does.
         TrainingError: workers failed more often than allowed, or there are too few GPUs.
+        ConfigError: some number of workers could not share the batches of a step.
     """
-    done = finished(make_task(), config, directory)
+    fewest = num_workers if min_workers is None else min_workers
+    check_shares(fewest, num_workers, config.accumulation)
+    done = finished(make_task(), config, directory, num_workers)
     if done is not None:
         return done  # before workers start for nothing
     # Read when a run starts; the first start on a machine compiles an operator of DeepSpeed.
@@ -72,12 +80,13 @@ def fit(
     resources = cluster.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     use_gpu = gpus > 0 if use_gpu is None else use_gpu
-    if use_gpu and 0 < gpus < num_workers:
+    if use_gpu and 0 < gpus < fewest:
         raise errors.TrainingError(
             f"--num-workers {num_workers} needs as many GPUs and the cluster has {gpus}: "
             f"set --num-workers {gpus}, or --no-use-gpu"
         )
     cpus = share_of_cpus(num_workers)
+    workers: Any = num_workers if fewest == num_workers else (fewest, num_workers)
     progress = directory / "progress.json"
     progress.unlink(missing_ok=True)
     trainer: Any = ray.train.torch.TorchTrainer(
@@ -85,11 +94,12 @@ def fit(
         train_loop_config={
             "make_task": make_task,
             "config": config.model_dump(mode="json"),
+            "batches": num_workers * config.accumulation,
             "directory": str(directory),
             "environment": {k: os.environ[k] for k in _PASSED_ON if k in os.environ},
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers,
+            num_workers=workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
@@ -125,11 +135,26 @@ def share_of_cpus(num_workers: int) -> float:
     return min(1.0, round(0.8 * cpus / num_workers, 2))
 
 
+def notices() -> Callable[[], bool]:
+    """Whether Ray has told, since it was last asked, that a node will be taken away."""
+    last: Any = None
+
+    def noticed() -> bool:
+        nonlocal last
+        before, last = last, ray.train.get_preemption_info()  # the same on all ranks
+        return last is not None and last != before
+
+    return noticed
+
+
 def _loop(settings: dict[str, Any]) -> dict[str, Any]:
     """What every worker runs; the return value of rank 0 reaches the driver."""
     os.environ.update(settings["environment"])
     progress = Path(settings["directory"]) / "progress.json"
-    first = ray.train.get_context().get_world_rank() == 0
+    context = ray.train.get_context()
+    first = context.get_world_rank() == 0
+    config = TrainingConfig.model_validate(settings["config"])
+    share = settings["batches"] // context.get_world_size()
 
     def on_report(report: Report) -> None:
         if first:
@@ -139,9 +164,10 @@ def _loop(settings: dict[str, Any]) -> dict[str, Any]:
     try:
         result = train(
             settings["make_task"](),
-            TrainingConfig.model_validate(settings["config"]),
+            config.model_copy(update={"accumulation": share}),
             Path(settings["directory"]),
             on_report=on_report,
+            noticed=notices(),
         )
     except errors.FusionRecError as error:
         # Every rank is here together, and a second attempt would end here too: not a failure that

@@ -13,7 +13,11 @@ SETTINGS = {"batch_size": 2, "epochs": 2, "learning_rate": 5e-3, "num_threads": 
 SETTINGS |= {"checkpoint_every": 4, "report_every": 1}
 SKIPPED = [(1, "loss"), (2, "gradient"), (3, "loss"), (3, "gradient")]
 RESIZED = [(1, "full"), (2, "lora"), (3, "full")]
+STILL = {"dropout": False}
 VARIANTS = [(stage, method) for stage in (1, 2, 3) for method in ("full", "lora")]
+
+
+pytestmark = pytest.mark.timeout(1200)  # three pairs of processes run before the first test ends
 
 
 def scenario(directory: Path, model: Path, config: dict | None = None, **rest) -> dict:
@@ -26,22 +30,87 @@ def scenario(directory: Path, model: Path, config: dict | None = None, **rest) -
 
 
 @pytest.fixture(scope="module")
-def runs(workers, tiny_encoder):
-    """{variant: (uninterrupted answer, answer of the run that was interrupted and resumed)}."""
-    first, second = [], []
+def begun(workers, tiny_encoder):
+    """{name: answer} of the runs that are whole or come to no end; the last one was killed.
+
+    Starting a process costs more than a dozen runs, so all that two fresh workers can do is done at
+    once: here, and in `ended`, which goes on with these runs as after a crash.
+    """
+    scenarios = {}
     for stage, method in VARIANTS:
-        config = {"zero_stage": stage, "method": method, "accumulation": 1 + (stage == 2)}
-        whole = workers.directory / f"{stage}-{method}-whole"
-        if stage == 3:
-            config["checkpoint_staging"] = str(workers.directory / "staging")
-        broken = workers.directory / f"{stage}-{method}-broken"
-        leave_at = 5 if stage == 2 else 7
-        first.append(scenario(whole, tiny_encoder, config))
-        first.append(scenario(broken, tiny_encoder, config, leave_at=leave_at))
-        second.append(scenario(broken, tiny_encoder, config))
-    # The answers of `second` come from fresh processes, as after a crash.
-    uninterrupted = workers.run(*first)[::2]
-    return dict(zip(VARIANTS, zip(uninterrupted, workers.run(*second), strict=True), strict=True))
+        config = configured(workers, stage, method)
+        for part, end in (("whole", {}), ("broken", {"leave_at": 5 if stage == 2 else 7})):
+            directory = workers.directory / f"{stage}-{method}-{part}"
+            scenarios[part, stage, method] = scenario(directory, tiny_encoder, config, **end)
+    for method in ("full", "lora"):
+        directory = workers.directory / f"{method}-still"
+        scenarios["still", method] = scenario(
+            directory, tiny_encoder, {"method": method}, task=STILL
+        )
+    for stage, method in RESIZED:
+        config = {"zero_stage": stage, "method": method}
+        directory = workers.directory / f"{stage}-{method}-resized"
+        # Checkpoints are there of steps 4 and 8.
+        scenarios["two", stage, method] = scenario(
+            directory, tiny_encoder, config, task=STILL, leave_at=5
+        )
+    config, directory = {"zero_stage": 3}, workers.directory / "killed"
+    killed = scenario(directory, tiny_encoder, config, kill_at=10)
+    answers = workers.run(*scenarios.values(), killed, may_die=True)
+    assert not (directory / "result.json").exists()
+    return dict(zip(scenarios, answers, strict=True))
+
+
+def configured(workers, stage, method):
+    config = {"zero_stage": stage, "method": method, "accumulation": 1 + (stage == 2)}
+    if stage == 3:
+        config["checkpoint_staging"] = str(workers.directory / "staging")
+    return config
+
+
+@pytest.fixture(scope="module")
+def alone(workers, begun, tiny_encoder):
+    """{name: answer} of one worker that goes on with runs of two, and a refusal."""
+    scenarios = {}
+    for number, (stage, method) in enumerate(RESIZED):
+        directory = workers.directory / f"{stage}-{method}-resized"
+        if number == 0:
+            scenarios["refused"] = scenario(directory, tiny_encoder, task=STILL)
+        config = {"zero_stage": stage, "method": method, "accumulation": 2}
+        scenarios["one", stage, method] = scenario(
+            directory, tiny_encoder, config, task=STILL, leave_at=9
+        )
+    return dict(zip(scenarios, workers.run(*scenarios.values(), count=1), strict=True))
+
+
+@pytest.fixture(scope="module")
+def ended(workers, begun, alone, tiny_encoder):
+    """{name: answer} of two fresh workers: of runs that go on, and of faults."""
+    scenarios = {}
+    for stage, method in VARIANTS:
+        config = configured(workers, stage, method)
+        directory = workers.directory / f"{stage}-{method}-broken"
+        scenarios["resumed", stage, method] = scenario(directory, tiny_encoder, config)
+    for stage, method in RESIZED:
+        config = {"zero_stage": stage, "method": method}
+        directory = workers.directory / f"{stage}-{method}-resized"
+        scenarios["two again", stage, method] = scenario(
+            directory, tiny_encoder, config, task=STILL
+        )
+    # That of step 8 may have been under way.
+    left = max(path.name for path in (workers.directory / "killed/checkpoints").glob("step-*"))
+    directory = workers.directory / "killed"
+    scenarios["killed"] = scenario(directory, tiny_encoder, {"zero_stage": 3})
+    scenarios |= faulty(workers, begun, tiny_encoder)
+    answers = dict(zip(scenarios, workers.run(*scenarios.values()), strict=True))
+    answers["killed"]["left"] = left
+    return answers
+
+
+@pytest.fixture(scope="module")
+def runs(begun, ended):
+    """{variant: (uninterrupted answer, answer of the run that was interrupted and resumed)}."""
+    return {each: (begun["whole", *each], ended["resumed", *each]) for each in VARIANTS}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -72,29 +141,20 @@ def test_zero_stages_agree(runs):
     assert first["losses"] == pytest.approx(third["losses"], rel=1e-5)
 
 
-def test_killed_worker(workers, runs, tiny_encoder):
+def test_killed_worker(ended, runs):
     """SIGKILL of one worker at step 10 of 12; the same command then ends as if it never was."""
-    directory = workers.directory / "killed"
-    config = {"zero_stage": 3, "method": "full"}
-    killed = scenario(directory, tiny_encoder, config, kill_at=10)
-    workers.run(killed, may_die=True)
-    assert not (directory / "result.json").exists()
-    # That of step 8 may have been under way.
-    before = max(path.name for path in (directory / "checkpoints").glob("step-*"))
-    assert before in ("step-00000004", "step-00000008")
-    (resumed,) = workers.run(scenario(directory, tiny_encoder, config))
-    whole, _ = runs[3, "full"]
-    assert resumed["losses"] == whole["losses"][int(before[-2:]) :]
+    resumed, (whole, _) = ended["killed"], runs[3, "full"]
+    assert resumed["left"] in ("step-00000004", "step-00000008")
+    assert resumed["losses"] == whole["losses"][int(resumed["left"][-2:]) :]
     assert resumed["result"]["seconds"] > 0
     assert resumed["result"]["loss"] == whole["result"]["loss"]
     assert resumed["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
 
 
-@pytest.fixture(scope="module")
-def faults(workers, runs, tiny_encoder):
-    """Answers of runs that meet a fault, in one pair of processes."""
+def faulty(workers, begun, tiny_encoder) -> dict:
+    """Runs that meet a fault."""
     stopped = workers.directory / "stopped"
-    source = Path(runs[1, "full"][0]["result"]["model"]).parent
+    source = Path(begun["whole", 1, "full"]["result"]["model"]).parent
     damaged = {}
     for fault in ("flipped", "truncated", "missing", "surplus", "manifest", "partial"):
         damaged[fault] = workers.directory / fault
@@ -152,25 +212,25 @@ def faults(workers, runs, tiny_encoder):
     lora = lora | {"seed": 1}
     scenarios["other seed"] = scenario(workers.directory / "other seed", tiny_encoder, lora)
     scenarios["few"] = scenario(stopped, tiny_encoder, task={"num_examples": 3})
-    return dict(zip(scenarios, workers.run(*scenarios.values()), strict=True))
+    return scenarios
 
 
 @pytest.mark.parametrize(
     "fault", ["flipped", "truncated", "missing", "surplus", "manifest", "partial"]
 )
-def test_damaged_checkpoint_falls_back_to_the_one_before(faults, runs, fault):
+def test_damaged_checkpoint_falls_back_to_the_one_before(ended, runs, fault):
     whole, _ = runs[1, "full"]
-    assert faults[fault]["losses"] == whole["losses"][8:]
-    assert faults[fault]["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
+    assert ended[fault]["losses"] == whole["losses"][8:]
+    assert ended[fault]["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
 
 
-def test_old_checkpoints_are_removed(faults, workers):
+def test_old_checkpoints_are_removed(ended, workers):
     left = sorted(p.name for p in (workers.directory / "flipped" / "checkpoints").iterdir())
     assert left == ["step-00000008", "step-00000012"]
 
 
-def test_nan_loss_names_step_and_batch(faults, workers):
-    answer = faults["nan"]
+def test_nan_loss_names_step_and_batch(ended, workers):
+    answer = ended["nan"]
     assert answer["error"] == "NonFiniteLoss"
     assert "step" in answer["message"]
     (saved,) = (workers.directory / "stopped").glob("non-finite-*.json")
@@ -183,9 +243,9 @@ def test_nan_loss_names_step_and_batch(faults, workers):
 
 
 @pytest.mark.parametrize(("stage", "fault"), SKIPPED)
-def test_steps_that_are_not_finite_are_left_out(faults, workers, stage, fault):
+def test_steps_that_are_not_finite_are_left_out(ended, workers, stage, fault):
     """Twice, once in each epoch; all other steps train."""
-    answer = faults[f"skip {fault} {stage}"]
+    answer = ended[f"skip {fault} {stage}"]
     assert answer["result"]["skipped"] == 2
     assert np.isfinite(answer["result"]["loss"])
     losses = np.array(answer["losses"])
@@ -200,34 +260,34 @@ def test_steps_that_are_not_finite_are_left_out(faults, workers, stage, fault):
     assert len(examples) == (2 if fault == "loss" else 4)  # it may be any worker's gradient
 
 
-def test_gradient_that_is_not_finite_stops_when_no_more_may_be_left_out(faults):
-    answer = faults["gradient"]
+def test_gradient_that_is_not_finite_stops_when_no_more_may_be_left_out(ended):
+    answer = ended["gradient"]
     assert answer["error"] == "NonFiniteLoss"
     assert "the gradient became" in answer["message"]
     assert "after 1 steps that were left out" in answer["message"]
 
 
-def test_spike_is_flagged_and_its_batch_saved(faults, workers):
+def test_spike_is_flagged_and_its_batch_saved(ended, workers):
     saved = sorted((workers.directory / "spike").glob("spike-*.json"))
-    assert len(saved) == faults["spike"]["result"]["spikes"] >= 2  # not those among the first ten
+    assert len(saved) == ended["spike"]["result"]["spikes"] >= 2  # not those among the first ten
     for path in saved:
         (batch,) = json.loads(path.read_text())["batches"]
         assert {"example": 3} in batch["examples"]
 
 
-def test_full_disk_stops_all_workers_and_keeps_the_last_checkpoint(faults, runs):
+def test_full_disk_stops_all_workers_and_keeps_the_last_checkpoint(ended, runs):
     """Rank 1 can write no more from step 5 on, when a checkpoint of step 4 is there."""
-    answer = faults["full disk"]
+    answer = ended["full disk"]
     assert answer["error"] == "CheckpointNotWritten"
     assert "worker 1" in answer["message"]
     assert "step-00000008" in answer["message"]
-    again, whole = faults["after full disk"], runs[3, "full"][0]
+    again, whole = ended["after full disk"], runs[3, "full"][0]
     assert again["losses"] == whole["losses"][4:]
     assert again["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
 
 
-def test_checkpoint_that_fails_behind_training_ends_the_run(faults, workers):
-    answer = faults["disk breaks"]
+def test_checkpoint_that_fails_behind_training_ends_the_run(ended, workers):
+    answer = ended["disk breaks"]
     assert answer["error"] == "CheckpointNotWritten"
     assert "step-00000008 could not be written (worker 1: Input/output error)" in answer["message"]
     assert 8 <= len(answer["losses"]) <= 12  # the next one was not begun
@@ -235,91 +295,67 @@ def test_checkpoint_that_fails_behind_training_ends_the_run(faults, workers):
     assert left.name == "step-00000004"
 
 
-def test_sigterm_leaves_a_checkpoint(faults, runs, workers):
-    answer = faults["preempted"]
+def test_sigterm_leaves_a_checkpoint(ended, runs, workers):
+    answer = ended["preempted"]
     assert answer["error"] == "Preempted"
     assert "checkpoint of step 6" in answer["message"]
-    again, whole = faults["after preempted"], runs[1, "full"][0]
+    again, whole = ended["after preempted"], runs[1, "full"][0]
     assert again["losses"] == whole["losses"][6:]
     assert again["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
 
 
-def test_notice_leaves_a_checkpoint_and_the_run_goes_on(faults, runs, workers):
-    assert faults["noticed"]["losses"] == runs[1, "full"][0]["losses"]
+def test_notice_leaves_a_checkpoint_and_the_run_goes_on(ended, runs, workers):
+    assert ended["noticed"]["losses"] == runs[1, "full"][0]["losses"]
     left = sorted(p.name for p in (workers.directory / "noticed" / "checkpoints").iterdir())
     assert left == ["step-00000005", "step-00000012"]
 
 
-def test_computing_layers_again_changes_no_number(faults, runs):
-    assert faults["layers again"]["losses"] == runs[1, "full"][0]["losses"]
+def test_computing_layers_again_changes_no_number(ended, runs):
+    assert ended["layers again"]["losses"] == runs[1, "full"][0]["losses"]
 
 
-def test_same_seed_gives_the_same_adapter(faults, runs):
+def test_same_seed_gives_the_same_adapter(ended, runs):
     whole, resumed = runs[2, "lora"]
-    same = faults["same seed"]["result"]["adapter_sha256"]
+    same = ended["same seed"]["result"]["adapter_sha256"]
     assert same == whole["result"]["adapter_sha256"] == resumed["result"]["adapter_sha256"]
-    assert same != faults["other seed"]["result"]["adapter_sha256"]
+    assert same != ended["other seed"]["result"]["adapter_sha256"]
     assert runs[1, "full"][0]["result"]["adapter_sha256"] is None
     adapter = load_file(Path(whole["result"]["model"]).parent / "adapter.safetensors")
     assert adapter
     assert all("lora_" in name for name in adapter)
 
 
-@pytest.fixture(scope="module")
-def resized(workers, tiny_encoder):
-    """{variant: (losses of two workers all along; of two, then one, then two)}, a refusal.
+@pytest.mark.parametrize("variant", RESIZED)
+def test_run_goes_on_with_another_number_of_workers(begun, alone, ended, variant):
+    """2 → 1 → 2 workers, the same examples in every step: only rounding differs.
 
     Without dropout, which draws differently when the workers are others.
     """
-    whole, first, second, third = {}, [], [], []
-    still = {"dropout": False}
-    for method in ("full", "lora"):
-        directory = workers.directory / f"{method}-still"
-        whole[method] = scenario(directory, tiny_encoder, {"method": method}, task=still)
-    for stage, method in RESIZED:
-        config = {"zero_stage": stage, "method": method}
-        directory = workers.directory / f"{stage}-{method}-resized"
-        alone = config | {"accumulation": 2}
-        # Checkpoints are there of steps 4 and 8.
-        first.append(scenario(directory, tiny_encoder, config, task=still, leave_at=5))
-        second.append(scenario(directory, tiny_encoder, alone, task=still, leave_at=9))
-        third.append(scenario(directory, tiny_encoder, config, task=still))
-    refused = scenario(Path(first[0]["directory"]), tiny_encoder, task=still)
-    answers = workers.run(*whole.values(), *first)
-    expected, pair = answers[: len(whole)], answers[len(whole) :]
-    refusal, *alone = workers.run(refused, *second, count=1)
-    parts = zip(pair, alone, workers.run(*third), strict=True)
-    joined = [x["losses"][:4] + y["losses"][:4] + z["losses"] for x, y, z in parts]
-    whole = dict(zip(whole, (answer["losses"] for answer in expected), strict=True))
-    pairs = ((whole[v[1]], losses) for v, losses in zip(RESIZED, joined, strict=True))
-    return dict(zip(RESIZED, pairs, strict=True)), refusal
-
-
-@pytest.mark.parametrize("variant", RESIZED)
-def test_run_goes_on_with_another_number_of_workers(resized, variant):
-    """2 → 1 → 2 workers, the same examples in every step: only rounding differs."""
-    whole, losses = resized[0][variant]
+    whole = begun["still", variant[1]]["losses"]
+    parts = (begun["two", *variant], alone["one", *variant], ended["two again", *variant])
+    first, second, third = (each["losses"] for each in parts)
+    losses = first[:4] + second[:4] + third
     assert len(losses) == 12
     assert losses == pytest.approx(whole, rel=1e-4)
 
 
-def test_another_number_of_workers_needs_the_same_batches_a_step(resized):
-    refusal = resized[1]
+def test_another_number_of_workers_needs_the_same_batches_a_step(alone):
+    refusal = alone["refused"]
     assert refusal["error"] == "TrainingError"
     assert "--num-workers 2, or with --accumulation 2" in refusal["message"]
 
 
-def test_finished_run_is_not_run_again(faults, runs):
-    assert faults["again"]["losses"] == []
-    assert faults["again"]["result"] == runs[1, "full"][0]["result"]
+def test_finished_run_is_not_run_again(ended, runs):
+    assert ended["again"]["losses"] == []
+    assert ended["again"]["result"] == runs[1, "full"][0]["result"]
 
 
-def test_refusals(faults):
-    other = faults["other settings"]
+def test_refusals(ended):
+    other = ended["other settings"]
     assert other["error"] == "TrainingError"
     assert "learning_rate = 0.005 and this one has 0.5" in other["message"]
-    assert faults["few"]["error"] == "TrainingError"
-    assert "--batch-size" in faults["few"]["message"]
+    assert ended["few"]["error"] == "TrainingError"
+    assert "--batch-size" in ended["few"]["message"]
 
 
 def test_tensorboard_curves(runs):

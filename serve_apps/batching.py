@@ -5,7 +5,9 @@ same turn of the event loop. While all places are taken, requests gather. A free
 is given to what makes its fair share of all requests: the first of those that were answered
 together, and come back together, would else leave with a batch of its own, whose fixed cost the
 others then wait for. Nobody waits for that longer than a part of what a batch takes. So batches
-grow with the load and are of one size, without a window to tune. Knows nothing of Ray or HTTP.
+grow with the load and are of one size, without a window to tune. While a batch is in its last
+stage, one more may go through the stages before it, or the last one, which costs most, would wait
+for them. Knows nothing of Ray or HTTP.
 
 Every request has a deadline. When it comes, the request is answered with the best there is by then
 (:attr:`Entry.fallback`), or refused. A batch that nobody waits for any more is cancelled.
@@ -17,7 +19,8 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -146,6 +149,8 @@ class Batcher(Generic[Q, A]):
         """Running mean of how long a batch takes."""
         self._travelling = 0
         """Questions in the batches under way."""
+        self._ending = 0
+        """Batches in their last stage."""
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -157,6 +162,23 @@ class Batcher(Generic[Q, A]):
     def running(self) -> int:
         """Batches under way."""
         return len(self._running)
+
+    @property
+    def _places(self) -> int:
+        return self.max_running + min(self._ending, 1)
+
+    @contextmanager
+    def last_stage(self) -> Iterator[None]:
+        """Entered by a batch that leaves the stages before its last one to others.
+
+        One more batch in all: it is ready when the next place in the last stage is free.
+        """
+        self._ending += 1
+        self._schedule()
+        try:
+            yield
+        finally:
+            self._ending -= 1
 
     async def submit(self, question: Q, deadline: float) -> A:
         """The answer.
@@ -178,22 +200,25 @@ class Batcher(Generic[Q, A]):
         loop = asyncio.get_running_loop()
         entry: Entry[Q, A] = Entry(question, deadline, loop)
         self._waiting.append(entry)
+        self._schedule()
+        return await entry.wait()
+
+    def _schedule(self) -> None:
         if not self._start_scheduled:
             # Not at once: requests that arrive in the same turn of the loop share the batch.
             self._start_scheduled = True
-            loop.call_soon(self._start)
-        return await entry.wait()
+            asyncio.get_running_loop().call_soon(self._start)
 
     def _start(self) -> None:
         self._start_scheduled = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and len(self._running) < self.max_running:
+        while self._waiting and len(self._running) < self._places:
             if self._waiting[0].done:  # its asker has gone away
                 self._waiting.popleft()
                 continue
-            share = (len(self._waiting) + self._travelling) / self.max_running
+            share = (len(self._waiting) + self._travelling) / self._places
             wait_s = self._waiting[0].since + _PATIENCE * self._batch_s - time.monotonic()
             enough = min(math.floor(share), self._max_batch)
             if self._running and len(self._waiting) < enough and wait_s > 0:

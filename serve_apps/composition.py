@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -84,6 +85,8 @@ class Composition:
         self._cache = VectorCache(vector_cache)
         self._metrics = metrics
         self._tracer = tracer
+        self.last_stage: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered while a batch is reranked; set by whoever sends the batches."""
         self.came_up = False
         """Whether every stage has answered once."""
 
@@ -223,7 +226,8 @@ class Composition:
             entries[row].fallback = partial(late, row)
         started = time.monotonic()
         try:
-            reranked = await self._reranked(bundle, histories, fused, rows, weights)
+            with self.last_stage():
+                reranked = await self._reranked(bundle, histories, fused, rows, weights)
         except Exception as error:
             self._degrade(trace, "rerank", error)
             for row in rows.tolist():

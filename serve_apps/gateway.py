@@ -58,7 +58,8 @@ class GatewayConfig(Config):
     batches_ahead: int = Field(default=1, ge=0)
     """Batches under way from one gateway beyond one for each replica of the stage that has most:
     ready when a replica has done its own. All requests there are make up that many batches of one
-    size; more of them are smaller, and cost more calls."""
+    size; more of them are smaller, and cost more calls. Beside a batch that is being reranked there
+    is one more in any case."""
     max_waiting: int = Field(default=512, ge=1)
     """Requests that may wait in one gateway; more are answered 503."""
     timeout_s: float = Field(default=5.0, gt=0)
@@ -121,6 +122,7 @@ class Gateway:
             max_running=1 + config.batches_ahead,
             max_waiting=config.max_waiting,
         )
+        self._composition.last_stage = self._batcher.last_stage
         for stage in self._stages:
             stage.batches = lambda: self._batcher.running
         metrics.sample(

@@ -135,6 +135,31 @@ def test_beside_another_batch_the_first_waits_until_its_share_has_come():
     run(main())
 
 
+def test_beside_a_batch_in_its_last_stage_one_more_is_under_way():
+    async def main():
+        started: list[list[int]] = []
+        ends = asyncio.Event()
+
+        async def work(entries: Sequence[Entry[int, int]]) -> None:
+            started.append([entry.question for entry in entries])
+            with b.last_stage():
+                await ends.wait()
+            for entry in entries:
+                entry.answer(entry.question)
+
+        b: Batcher[int, int] = Batcher(work, max_batch=1, max_running=1, max_waiting=9)
+        asked = [asyncio.ensure_future(submit(b, i)) for i in range(4)]
+        for _ in range(9):
+            await asyncio.sleep(0)
+        # The second is in its last stage, too: there is no third.
+        assert started == [[0], [1]]
+        ends.set()
+        assert await asyncio.gather(*asked) == [0, 1, 2, 3]
+        assert b.running == 0
+
+    run(main())
+
+
 def test_patience_ends_after_a_part_of_what_a_batch_takes():
     async def main():
         work = Work()

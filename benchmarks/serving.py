@@ -8,6 +8,7 @@ how and why.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -90,16 +91,17 @@ def contenders(config: ServingBenchmark, folder: Path) -> list[Contender]:
     for replicas in {1, 1 if config.quick else cores}:
         words = ("--replicas", replicas, "--threads", max(1, cores // replicas))
         found.append(Contender("c", f"obvious, {replicas} a stage", obvious, words))
-    for replicas in config.replicas:
+    for replicas, both in itertools.product(config.replicas, (False, True)):
         if replicas <= cores:
             file = write_application(
-                folder / f"recommend-{replicas}.yaml",
+                folder / f"recommend-{replicas}{'-two' if both else ''}.yaml",
                 dict.fromkeys(STAGES, replicas),
                 {"stage_timeout_s": PATIENCE_S},
                 PATIENCE_S,
                 model_threads=max(1, cores // replicas),
+                embed_in_retriever=both,
             )
-            name = f"endpoint, {replicas} a stage"
+            name = f"endpoint, {replicas} a {'stage of two' if both else 'stage'}"
             found.append(Contender("d", name, "serve_apps.run", ("--application", file)))
     return [each for each in found if each.letter in config.systems]
 

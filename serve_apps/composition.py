@@ -29,6 +29,7 @@ from serve_apps.batching import Entry
 from serve_apps.cache import VectorCache
 from serve_apps.calls import Stage
 from serve_apps.metrics import Metrics
+from serve_apps.stages import Found
 from serve_apps.swap import Loaded
 from serve_apps.tracing import Tracer
 
@@ -58,7 +59,7 @@ class Composition:
 
     def __init__(
         self,
-        embed: Stage,
+        embed: Stage | None,
         retrieve: Stage,
         rerank: Stage,
         *,
@@ -70,7 +71,7 @@ class Composition:
         """Compose three stages.
 
         Args:
-            embed: text vectors of histories.
+            embed: text vectors of histories; None where the retriever makes them.
             retrieve: fused candidates.
             rerank: scores of the top of the lists.
             stage_timeout_s: a stage that takes longer has failed.
@@ -134,6 +135,8 @@ class Composition:
         """The histories with their text vectors; without, where the embedder is down."""
         if not bundle.embeds:
             return histories
+        if self._embed is None:
+            return self._known(bundle, histories)
         keys = self._cache.keys(bundle.id, histories)
         known = [self._cache.get(key) for key in keys]
         unknown = [row for row, vector in enumerate(known) if vector is None]
@@ -161,6 +164,17 @@ class Composition:
                 self._cache.put(keys[row], vector)
         return histories.with_vectors(np.stack([v for v in known if v is not None]))
 
+    def _known(self, bundle: Loaded, histories: Histories) -> Histories:
+        """The histories with their text vectors where the cache has all of them."""
+        keys = self._cache.keys(bundle.id, histories)
+        known = [vector for key in keys if (vector := self._cache.get(key)) is not None]
+        if len(known) == len(keys):
+            self._metrics.count_cache(hits=len(keys), misses=0)
+            return histories.with_vectors(np.stack(known))
+        # One more text in a batch costs little: they are not told apart.
+        self._metrics.count_cache(hits=0, misses=sum(key is not None for key in keys))
+        return histories
+
     async def _retrieved(
         self, bundle: Loaded, histories: Histories, entries: Jobs, trace: Trace
     ) -> Fused:
@@ -175,18 +189,40 @@ class Composition:
         if all(request.filters is None for request in requests):
             depth = max(bundle.rerank_top, *(request.k for request in requests))
         started = time.monotonic()
+        embed_s = 0.0
         try:
-            return await self._retrieve.call(
+            if self._embed is not None:
+                return await self._retrieve.call(
+                    len(histories),
+                    lambda start, stop: (bundle.id, histories.slice(start, stop), depth),
+                    Fused.join,
+                    self._stage_timeout_s,
+                )
+            embeds = bundle.embeds and histories.vectors is None
+            found = await self._retrieve.call(
                 len(histories),
-                lambda start, stop: (bundle.id, histories.slice(start, stop), depth),
-                Fused.join,
+                lambda start, stop: (bundle.id, histories.slice(start, stop), depth, embeds),
+                Found.join,
                 self._stage_timeout_s,
             )
+            if embeds:
+                embed_s = found.embed_s
+                self._remember(bundle, histories, found, trace)
+            return found.fused
         except Exception as error:
             logger.error("stage retrieve failed, no answer: %r", error)
             raise Unavailable from error
         finally:
-            trace.timings_ms["retrieve"] = milliseconds(time.monotonic() - started)
+            trace.timings_ms["retrieve"] = milliseconds(time.monotonic() - started - embed_s)
+
+    def _remember(self, bundle: Loaded, histories: Histories, found: Found, trace: Trace) -> None:
+        """Keep the vectors that the retriever made."""
+        trace.timings_ms["embed"] = milliseconds(found.embed_s)
+        if found.vectors is None:
+            trace.degraded.append("embed")
+            return
+        for key, vector in zip(self._cache.keys(bundle.id, histories), found.vectors, strict=True):
+            self._cache.put(key, vector)
 
     async def _read(
         self,

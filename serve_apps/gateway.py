@@ -82,7 +82,7 @@ class Gateway:
         self,
         bundles: str,
         bundle: str | None,
-        embedder: Handle,
+        embedder: Handle | None,
         retriever: Handle,
         reranker: Handle,
         config: GatewayConfig,
@@ -96,12 +96,16 @@ class Gateway:
         self._config = config
         self._metrics = metrics = Metrics()
         self._tracer = tracer_from(os.environ)
-        self._stages = tuple(
-            Stage(name, handle, on_call=metrics.observe_call, on_retry=metrics.count_retry)
-            for name, handle in (("embed", embedder), ("retrieve", retriever), ("rerank", reranker))
-        )
+
+        def composed(name: str, handle: Handle) -> Stage:
+            return Stage(name, handle, on_call=metrics.observe_call, on_retry=metrics.count_retry)
+
+        embed = None if embedder is None else composed("embed", embedder)
+        others = (composed("retrieve", retriever), composed("rerank", reranker))
+        self._stages = others if embed is None else (embed, *others)
         self._composition = Composition(
-            *self._stages,
+            embed,
+            *others,
             stage_timeout_s=config.stage_timeout_s,
             vector_cache=config.vector_cache,
             metrics=metrics,
@@ -238,15 +242,16 @@ class Gateway:
                 self._replicas = await asyncio.to_thread(_count_replicas)
             except Exception as error:  # the controller is away: what was known goes on
                 logger.warning("replicas are not counted for now: %r", error)
-            for stage, name in zip(self._stages, _DEPLOYMENTS, strict=True):
-                if name in self._replicas:
-                    stage.replicas = max(self._replicas[name].running, 1)
+            for stage in self._stages:
+                counts = self._replicas.get(_DEPLOYMENTS[stage.name])
+                if counts is not None:
+                    stage.replicas = max(counts.running, 1)
             most = max(stage.replicas for stage in self._stages)
             self._batcher.max_running = most + self._config.batches_ahead
             await asyncio.sleep(_COUNT_EVERY_S)
 
 
-_DEPLOYMENTS = ("Embedder", "Retriever", "Reranker")
+_DEPLOYMENTS = {"embed": "Embedder", "retrieve": "Retriever", "rerank": "Reranker"}
 """Names of the deployments of the stages."""
 
 

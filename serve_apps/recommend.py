@@ -20,7 +20,7 @@ from serve_apps.gateway import Gateway, GatewayConfig
 from serve_apps.keys import ApiKeys, read_entries
 from serve_apps.routing import LeastLoadedRouter
 from serve_apps.security import Access
-from serve_apps.stages import Embedder, Reranker, Retriever
+from serve_apps.stages import Embedder, EmbeddingRetriever, Reranker, Retriever
 
 CONFIG_FILE = Path(__file__).with_suffix(".yaml")
 ROUTING = RequestRouterConfig(request_router_class=LeastLoadedRouter)  # type: ignore[arg-type]
@@ -36,12 +36,16 @@ class AppArgs(Config):
     another is promoted or rolled back to: it is swapped in while the endpoint answers."""
     model_threads: int = Field(default=1, ge=1)
     """Threads of each model replica."""
+    embed_in_retriever: bool = False
+    """Whether the retriever's replicas embed, too, and there is no Embedder. One call less for
+    every batch, and less memory, on one machine; where the two should be scaled apart, or the
+    embedder has a GPU, they are two deployments."""
     gateway: GatewayConfig = GatewayConfig()
     access: Access = Access()
 
 
 def app(args: AppArgs) -> Application:
-    """Four deployments around the current bundle.
+    """Four deployments around the current bundle, or three where the retriever embeds.
 
     Raises:
         BundleError: there is no bundle to serve, or it is damaged.
@@ -53,13 +57,20 @@ def app(args: AppArgs) -> Application:
     keys = args.access.api_keys or read_entries(os.environ)
     ApiKeys.parse(keys)
     held = (str(bundles), args.bundle, args.model_threads)
+
+    def stage(kind: type, name: str) -> Application:
+        bound: Application = serve.deployment(name=name, request_router_config=ROUTING)(kind).bind(
+            *held
+        )
+        return bound
+
+    both = args.embed_in_retriever
     gateway: Application = serve.deployment(name="Gateway")(serve.ingress()(Gateway)).bind(
         str(bundles),
         args.bundle,
-        *(
-            serve.deployment(name=stage.__name__, request_router_config=ROUTING)(stage).bind(*held)
-            for stage in (Embedder, Retriever, Reranker)
-        ),
+        None if both else stage(Embedder, "Embedder"),
+        stage(EmbeddingRetriever if both else Retriever, "Retriever"),
+        stage(Reranker, "Reranker"),
         args.gateway,
         args.access.model_copy(update={"api_keys": keys}),
     )

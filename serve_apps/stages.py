@@ -1,4 +1,4 @@
-"""The three stages that hold a part of the pipeline: plain classes; recommend.py wraps them.
+"""The stages that hold a part of the pipeline: plain classes; recommend.py wraps them.
 
 Every call names the bundle that it wants and carries a whole batch, or the part of one that falls
 to this replica. Model code runs in the one worker thread of a replica, so that its event loop stays
@@ -13,10 +13,12 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
@@ -45,7 +47,9 @@ class BundleNotHeld(BundleError):
 class Held:
     """The part of each bundle that a replica holds, by bundle id."""
 
-    def __init__(self, stage: str, bundles: str, bundle: str | None, threads: int) -> None:
+    def __init__(
+        self, stage: str, bundles: str, bundle: str | None, threads: int, *, embeds: bool = False
+    ) -> None:
         """Verify the bundle of the folder ``bundles``, load what ``stage`` needs and warm up.
 
         Args:
@@ -53,11 +57,13 @@ class Held:
             bundles: folder of a bundle store.
             bundle: id; by default the one that is current now.
             threads: of the model.
+            embeds: whether to hold the embedder's part as well.
 
         Raises:
             BundleCorrupt: nothing of it is loaded.
         """
         self._stage = stage
+        self._embeds = embeds
         self._threads = threads
         self._store = BundleStore(Path(bundles))
         self._pipelines: dict[str, Pipeline] = {}
@@ -120,17 +126,18 @@ class Held:
 
         self._store.verify(bundle)
         stage = Stage(self._stage)
-        pipeline = Pipeline.load(self._store.path(bundle), stages=frozenset({stage}))
+        stages = frozenset({stage, Stage.EMBEDDER} if self._embeds else {stage})
+        pipeline = Pipeline.load(self._store.path(bundle), stages=stages)
         if "torch" in sys.modules:  # only where a model was loaded
             # Ray gives a replica with a fraction of a CPU one thread: say what is meant instead.
             sys.modules["torch"].set_num_threads(self._threads)
         # The first call of a model takes many times as long as the next: nobody should wait for it.
         first = Histories.of([[0]], texts=["warm up"])
-        if stage is Stage.EMBEDDER:
-            pipeline.embed(first)
-        elif stage is Stage.RETRIEVER:
+        if Stage.EMBEDDER in stages:
+            first = pipeline.embed(first)
+        if stage is Stage.RETRIEVER:
             pipeline.retrieve(first)
-        elif pipeline.reranker is not None:
+        elif stage is Stage.RERANKER and pipeline.reranker is not None:
             pipeline.rerank_scores(first, np.zeros((1, 1), dtype=np.int32))
         return pipeline
 
@@ -171,6 +178,56 @@ class Retriever:
         return await self._held.run(
             bundle, lambda pipeline: pipeline.retrieve(histories).head(depth)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a retriever that embeds has found for B histories."""
+
+    fused: Fused
+    vectors: FloatArray | None
+    """[B, D] text vectors that were made for it; None where none were asked for or that failed."""
+    embed_s: float = 0.0
+    """How long that took."""
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Parts of a batch; without vectors where one part has none."""
+        vectors = [part.vectors for part in parts if part.vectors is not None]
+        return cls(
+            Fused.join([part.fused for part in parts]),
+            np.concatenate(vectors) if len(vectors) == len(parts) else None,
+            max(part.embed_s for part in parts),
+        )
+
+
+class EmbeddingRetriever:
+    """Embedder and retriever in one replica: one call less, where one machine holds both anyway."""
+
+    def __init__(self, bundles: str, bundle: str | None, threads: int) -> None:
+        self._held = Held("retriever", bundles, bundle, threads, embeds=True)
+
+    async def hold(self, bundles: Sequence[str]) -> list[str]:
+        """See :meth:`Held.hold`."""
+        return await self._held.hold(bundles)
+
+    async def retrieve(
+        self, bundle: str, histories: Histories, depth: int | None, embed: bool
+    ) -> Found:
+        """As :meth:`Retriever.retrieve`; with ``embed`` the vectors are made first, if they can."""
+
+        def find(pipeline: Pipeline) -> Found:
+            asked, vectors, began = histories, None, time.monotonic()
+            if embed:
+                try:
+                    asked = pipeline.embed(histories)
+                    vectors = asked.vectors
+                except Exception:  # the sources that need no text go on
+                    logger.exception("no text vectors, retrieving without them")
+            embed_s = time.monotonic() - began
+            return Found(pipeline.retrieve(asked).head(depth), vectors, embed_s)
+
+        return await self._held.run(bundle, find)
 
 
 class Reranker:

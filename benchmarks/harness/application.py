@@ -39,6 +39,10 @@ def write_application(
     application["args"] = {**given, **arguments, "gateway": {**given["gateway"], **(gateway or {})}}
     if request_timeout_s is not None:
         document["http_options"]["request_timeout_s"] = request_timeout_s
+    if application["args"].get("embed_in_retriever"):
+        application["deployments"] = [
+            each for each in application["deployments"] if each["name"] != STAGES[0]
+        ]
     claimed = 0.0
     for deployment in application["deployments"]:
         deployment.pop("autoscaling_config", None)

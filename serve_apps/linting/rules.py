@@ -21,7 +21,8 @@ from serve_apps.linting.schema import arguments, validate
 from serve_apps.recommend import AppArgs
 
 GATEWAY = "Gateway"
-STAGES = ("Embedder", "Retriever", "Reranker")
+EMBEDDER = "Embedder"
+STAGES = (EMBEDDER, "Retriever", "Reranker")
 Deployments = Mapping[str, tuple[Place, DeploymentSchema]]
 
 
@@ -43,7 +44,7 @@ def check_rules(
             yield from _queue(where, deployment)
             yield from _autoscaling(where, deployment)
         if isinstance(args, AppArgs):
-            yield from _names(place, deployments)
+            yield from _names(place, deployments, args)
             yield from _batches(deployments, args.gateway)
             yield from _times(schema.http_options, args.gateway)
             yield from _api_keys((*place, "args", "access", "api_keys"), args)
@@ -69,10 +70,15 @@ def autoscaling(deployment: DeploymentSchema) -> AutoscalingConfig | None:
     return found if isinstance(found, AutoscalingConfig) else None
 
 
-def _names(place: Place, deployments: Deployments) -> Iterator[Finding]:
-    known = (GATEWAY, *STAGES)
+def _names(place: Place, deployments: Deployments, args: AppArgs) -> Iterator[Finding]:
+    known = tuple(
+        name for name in (GATEWAY, *STAGES) if name != EMBEDDER or not args.embed_in_retriever
+    )
     for name, (where, _) in deployments.items():
-        if name not in known:
+        if name == EMBEDDER and name not in known:
+            message = "is not there with args.embed_in_retriever: leave the one or the other out"
+            yield Finding((*where, "name"), message)
+        elif name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             yield Finding((*where, "name"), f"= {name!r} is no deployment of the endpoint: {hint}")

@@ -12,6 +12,7 @@ from fusionrec.data.histories import Histories
 from fusionrec.fusion.model import Fused
 from serve_apps.gateway import Gateway, GatewayConfig
 from serve_apps.security import Access
+from serve_apps.stages import Found
 
 OPEN = Access()
 
@@ -65,14 +66,23 @@ def rerank(histories: Histories, items: Any) -> Any:
 class Rig:
     """A gateway over fake stages and a client that calls it in this process."""
 
-    def __init__(self, store: BundleStore, *, access: Access = OPEN, **options: Any) -> None:
+    def __init__(
+        self,
+        store: BundleStore,
+        *,
+        access: Access = OPEN,
+        embed_in_retriever: bool = False,
+        **options: Any,
+    ) -> None:
         self.embedder = FakeStage("embed", lambda h: np.ones((len(h), 2), np.float32))
-        self.retriever = FakeStage("retrieve", retrieve)
+        self.retriever = FakeStage("retrieve", self._find if embed_in_retriever else retrieve)
+        self.embeds = True
+        """Whether a retriever that embeds can."""
         self.reranker = FakeStage("rerank", rerank)
         ingress = Gateway(
             str(store.directory),
             None,
-            self.embedder,
+            None if embed_in_retriever else self.embedder,
             self.retriever,
             self.reranker,
             GatewayConfig(
@@ -89,6 +99,12 @@ class Rig:
         self.gateway = ingress
         transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
+
+    def _find(self, histories: Histories, depth: int | None, embed: bool) -> Found:
+        vectors = np.ones((len(histories), 2), np.float32) if embed and self.embeds else None
+        if vectors is not None:
+            histories = histories.with_vectors(vectors)
+        return Found(retrieve(histories, depth), vectors, 0.001 if embed else 0.0)
 
     async def recommend(self, **body: Any) -> dict[str, Any]:
         response = await self.client.post("/v1/recommend", json=body)

@@ -37,6 +37,28 @@ def test_an_answer_passes_all_stages(rig: Rig, paper_bundles: BundleStore):
     assert answer["fallback"] is None
 
 
+def test_a_retriever_may_embed_too(paper_bundles: BundleStore):
+    rig = Rig(paper_bundles, embed_in_retriever=True)
+
+    async def main() -> list[dict[str, Any]]:
+        return [await rig.recommend(user_id="ann", explain=True) for _ in range(2)]
+
+    first, second = asyncio.run(main())
+    terms = {"popularity": 0.5, "semantic": 0.25, "reranker": 0.5}
+    assert first["items"][0]["terms"] == second["items"][0]["terms"] == terms
+    assert {"embed", "retrieve"} <= first["timings_ms"].keys()
+    assert "embed" not in second["timings_ms"]  # the vector of that history is known now
+    assert rig.embedder.sizes == []
+
+
+def test_where_the_retriever_cannot_embed_the_other_sources_answer(paper_bundles: BundleStore):
+    rig = Rig(paper_bundles, embed_in_retriever=True)
+    rig.embeds = False
+    answer = asyncio.run(rig.recommend(user_id="ann", explain=True))
+    assert answer["degraded"] == ["embed"]
+    assert answer["items"][0]["terms"]["semantic"] == 0
+
+
 def test_concurrent_requests_travel_as_one_batch(rig: Rig):
     async def main():
         bodies = [{"user_id": "ann", "k": k + 1} for k in range(16)]

@@ -172,6 +172,12 @@ def test_misspelt_keys_are_found_at_every_level(
             "did you mean Embedder?",
         ),
         (
+            "applications.0.args.embed_in_retriever",
+            True,
+            "deployments[Embedder].name is not there with args.embed_in_retriever: leave the one "
+            "or the other out",
+        ),
+        (
             f"{EMBEDDER_PLACE}.max_queued_requests",
             -1,
             "deployments[Embedder].max_queued_requests is not bounded",

@@ -12,7 +12,7 @@ from fusionrec.errors import BundleError
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.serving.schemas import RecommendRequest
 from fusionrec.serving.service import Service
-from serve_apps.stages import Embedder, Reranker, Retriever
+from serve_apps.stages import Embedder, EmbeddingRetriever, Found, Reranker, Retriever
 
 
 def read_only(value: Any) -> Any:
@@ -50,6 +50,38 @@ def test_the_stages_together_are_the_pipeline(bundles: BundleStore):
     assert found.term_names == expected.term_names
     for name in ("items", "scores", "terms"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_retriever_that_embeds_is_both_stages(bundles: BundleStore):
+    arguments = (str(bundles.directory), bundles.current().name, 1)
+    both, bundle = EmbeddingRetriever(*arguments), bundles.current().name
+    pipeline, service = Pipeline.load(bundles.current()), Service.load(bundles.current())
+    users = [RecommendRequest(user_id=user) for user in list(service.users.rows)[:5]]
+    histories = read_only(service.ask(users).histories)
+
+    found = asyncio.run(both.retrieve(bundle, histories, 7, True))
+    embedded = pipeline.embed(histories)
+    np.testing.assert_array_equal(found.vectors, embedded.vectors)
+    np.testing.assert_array_equal(found.fused.items, pipeline.retrieve(embedded).head(7).items)
+    assert found.embed_s > 0
+
+    again = asyncio.run(both.retrieve(bundle, read_only(embedded), 7, False))
+    assert again.vectors is None
+    np.testing.assert_array_equal(again.fused.items, found.fused.items)
+
+
+def test_what_was_found_in_parts_is_put_together(bundles: BundleStore):
+    both = EmbeddingRetriever(str(bundles.directory), bundles.current().name, 1)
+    histories = Service.load(bundles.current()).ask([RecommendRequest()] * 3).histories
+
+    def ask(start: int, stop: int, *, embed: bool) -> Found:
+        rows = histories.slice(start, stop)
+        return asyncio.run(both.retrieve(bundles.current().name, rows, 4, embed))
+
+    whole = Found.join([ask(0, 1, embed=True), ask(1, 3, embed=True)])
+    assert whole.vectors is not None
+    assert len(whole.vectors) == len(whole.fused.items) == 3
+    assert Found.join([ask(0, 1, embed=True), ask(1, 3, embed=False)]).vectors is None
 
 
 def test_a_stage_answers_for_the_bundle_that_it_holds_only(bundles: BundleStore):

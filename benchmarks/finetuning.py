@@ -86,7 +86,7 @@ class FinetuningBenchmark(JobConfig):
     """Of the encoder, at its peak."""
     temperature: float = Field(default=0.05, gt=0)
     """Of the encoder's loss."""
-    popularity_correction: bool = False
+    popularity_correction: bool = True
     """Whether the encoder's loss undoes that popular items are drawn as negatives more often."""
     precision: Precision | None = None
     """Arithmetic of the fine-tuning; by default bf16 where there are instructions for it."""

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.harness.application import write_application
 from fusionrec.bundles.store import BundleStore
 from serve_apps.lint import lint
 from serve_apps.linting.document import Document
-from serve_apps.linting.rules import GATEWAY, STAGES
+from serve_apps.linting.rules import EMBEDDER, GATEWAY, STAGES
 from serve_apps.recommend import CONFIG_FILE, AppArgs, app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +54,11 @@ EMBEDDER_PLACE = "applications.0.deployments.1"
 
 def test_the_laptop_profile_is_clean_and_fits_two_cores(values: dict[str, Any]):
     assert said(values, nodes=[{"CPU": 2.0}]) == []
+
+
+def test_a_retriever_that_embeds_needs_no_embedder(tmp_path: Path):
+    file = write_application(tmp_path / "a.yaml", {"Retriever": 2}, embed_in_retriever=True)
+    assert lint(Document.read(file), {}, [{"CPU": 2.0}]) == []
 
 
 def test_the_cluster_profile_is_clean_with_keys_and_fits_three_nodes():
@@ -346,8 +352,11 @@ def test_the_names_of_the_deployments_are_those_that_the_application_builds(
 ):
     from ray.serve._private.build_app import build_app
 
-    built = build_app(app(AppArgs(bundles=str(paper_bundles.directory))), name="recommend")
+    args = AppArgs(bundles=str(paper_bundles.directory))
+    built = build_app(app(args), name="recommend")
     assert {deployment.name for deployment in built.deployments} == {GATEWAY, *STAGES}
+    both = build_app(app(args.model_copy(update={"embed_in_retriever": True})), name="recommend")
+    assert {d.name for d in both.deployments} == {GATEWAY, *STAGES} - {EMBEDDER}
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:

@@ -34,7 +34,7 @@ from fusionrec.retrieval.index import IndexConfig
 from fusionrec.serving.pipeline import PipelineConfig, read_config
 from fusionrec.sources.bm25 import BM25, BM25Config
 from fusionrec.sources.content import Content, ContentConfig
-from fusionrec.sources.ease import EASE
+from fusionrec.sources.ease import EASE, num_pairs
 from fusionrec.sources.ials import IALS, IALSConfig
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
 from fusionrec.sources.item_knn import ItemKNN
@@ -65,7 +65,8 @@ class FitConfig(JobConfig):
     """Write catalogue, known histories and settings, and fit nothing yet."""
     sources: tuple[str, ...] | None = None
     """Sources to fit, by name; by default all that the data can carry: semantic once jobs.embed has
-    run, no slow ones, and not content and recvae."""
+    run, ease unless there are more pairs of items than ease.learner.max_pairs, no slow ones, and
+    not content and recvae."""
     slow_sources: bool = False
     """Whether sasrec, which takes minutes to train, is among those by default."""
     num_workers: int = Field(default=1, ge=1)
@@ -127,7 +128,7 @@ def prepare(config: FitConfig, dataset: Dataset, parts: Split) -> None:
     releases = Releases.of(dataset, parts.train)
     if releases is not None:
         releases.save(config.pipeline / RELEASES)
-    _write_config(config, dataset, _names(config))
+    _write_config(config, dataset, _names(config, parts))
 
 
 def fit(config: FitConfig) -> dict[str, float]:
@@ -144,7 +145,7 @@ def fit(config: FitConfig) -> dict[str, float]:
     if config.prepare:
         return {}
     vectors = config.pipeline / "vectors.npy"
-    names = _names(config)
+    names = _names(config, parts)
     if config.num_workers > 1 and "sasrec" not in names:
         warnings.warn(
             f"--num-workers {config.num_workers} is ignored: sasrec is not among the sources, give "
@@ -197,12 +198,20 @@ def _history_vectors(
     return encoder.encode(texts)
 
 
-def _names(config: FitConfig) -> tuple[str, ...]:
+def _names(config: FitConfig, parts: Split) -> tuple[str, ...]:
     if config.sources is None:
         left_out = _NAMED if config.slow_sources else _NAMED | _SLOW
         names = [name for name in SOURCES if name not in left_out]
         if not (config.pipeline / "vectors.npy").is_file():
             names.remove("semantic")
+        learner = config.ease.learner
+        if isinstance(learner, EASE) and not learner.can_solve(parts.train):
+            warnings.warn(
+                f"source ease is left out: the histories hold {num_pairs(parts.train)} pairs of "
+                f"items, and it takes {learner.max_pairs} (--ease.learner.max-pairs)",
+                stacklevel=2,
+            )
+            names.remove("ease")
         return tuple(names)
     unknown = [name for name in config.sources if name not in SOURCES]
     if unknown:

@@ -134,7 +134,8 @@ class Batcher(Generic[Q, A]):
                 those that it left without an answer.
             max_batch: largest number of questions in a batch.
             small_batch: number of questions that are not spread over several batches.
-            max_running: batches under way at a time; may be set anew at any time.
+            max_running: batches under way at a time, and one more beside one in its last stage; may
+                be set anew at any time.
             max_waiting: questions that may wait; more are refused.
         """
         self._work = work

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionrec.data.histories import FloatArray, Histories, IntArray
+from fusionrec.data.histories import BoolArray, FloatArray, Histories, IntArray
 from fusionrec.fusion.model import Fused
 from fusionrec.serving.schemas import RecommendRequest, RecommendResponse
 from fusionrec.serving.service import Questions, Trace
@@ -106,8 +106,8 @@ class Composition:
         bundle = entries[0].question.bundle
         trace = Trace()
         questions = bundle.service.ask([entry.question.request for entry in entries])
-        embedded = await self._embedded(bundle, questions.histories, entries, trace)
-        fused = await self._retrieved(bundle, embedded, entries, trace)
+        embedded, missing = await self._embedded(bundle, questions.histories, entries, trace)
+        fused = await self._retrieved(bundle, embedded, missing, entries, trace)
         without: Counter[str] = Counter()
         reply = partial(self._reply, bundle, questions, entries, started, without)
         rows = await self._read(bundle, embedded, fused, entries, trace, reply)
@@ -131,24 +131,35 @@ class Composition:
 
     async def _embedded(
         self, bundle: Loaded, histories: Histories, entries: Jobs, trace: Trace
-    ) -> Histories:
-        """The histories with their text vectors; without, where the embedder is down."""
+    ) -> tuple[Histories, BoolArray]:
+        """The histories with their text vectors, and [B] which of them the retriever is to make.
+
+        Without vectors where the embedder is down.
+        """
+        nothing = np.zeros(len(histories), dtype=np.bool_)
         if not bundle.embeds:
-            return histories
-        if self._embed is None:
-            return self._known(bundle, histories)
+            return histories, nothing
         keys = self._cache.keys(bundle.id, histories)
         known = [self._cache.get(key) for key in keys]
         unknown = [row for row, vector in enumerate(known) if vector is None]
         self._metrics.count_cache(
             hits=len(keys) - len(unknown), misses=sum(keys[row] is not None for row in unknown)
         )
-        if unknown:
+        if unknown and self._embed is None:
+            missing = nothing.copy()
+            missing[unknown] = True
+            found = [vector for vector in known if vector is not None]
+            if not found:
+                return histories, missing
+            vectors = np.zeros((len(histories), len(found[0])), dtype=found[0].dtype)
+            vectors[~missing] = found
+            return histories.with_vectors(vectors), missing
+        if unknown and self._embed is not None:
             asked = histories if len(unknown) == len(keys) else histories.take(unknown)
             started = time.monotonic()
             left_s = min(entry.remaining for entry in entries)
             try:
-                vectors: FloatArray = await self._embed.call(
+                vectors = await self._embed.call(
                     len(asked),
                     lambda start, stop: (bundle.id, asked.slice(start, stop)),
                     np.concatenate,
@@ -156,29 +167,23 @@ class Composition:
                 )
             except Exception as error:
                 self._degrade(trace, "embed", error)
-                return histories
+                return histories, nothing
             finally:
                 trace.timings_ms["embed"] = milliseconds(time.monotonic() - started)
             for row, vector in zip(unknown, vectors, strict=True):
                 known[row] = vector
                 self._cache.put(keys[row], vector)
-        return histories.with_vectors(np.stack([v for v in known if v is not None]))
-
-    def _known(self, bundle: Loaded, histories: Histories) -> Histories:
-        """The histories with their text vectors where the cache has all of them."""
-        keys = self._cache.keys(bundle.id, histories)
-        known = [vector for key in keys if (vector := self._cache.get(key)) is not None]
-        if len(known) == len(keys):
-            self._metrics.count_cache(hits=len(keys), misses=0)
-            return histories.with_vectors(np.stack(known))
-        # One more text in a batch costs little: they are not told apart.
-        self._metrics.count_cache(hits=0, misses=sum(key is not None for key in keys))
-        return histories
+        return histories.with_vectors(np.stack([v for v in known if v is not None])), nothing
 
     async def _retrieved(
-        self, bundle: Loaded, histories: Histories, entries: Jobs, trace: Trace
+        self,
+        bundle: Loaded,
+        histories: Histories,
+        missing: BoolArray,
+        entries: Jobs,
+        trace: Trace,
     ) -> Fused:
-        """The fused candidates.
+        """The fused candidates, after the ``missing`` text vectors.
 
         Raises:
             Unavailable: the retriever is down.
@@ -198,16 +203,20 @@ class Composition:
                     Fused.join,
                     self._stage_timeout_s,
                 )
-            embeds = bundle.embeds and histories.vectors is None
             found = await self._retrieve.call(
                 len(histories),
-                lambda start, stop: (bundle.id, histories.slice(start, stop), depth, embeds),
+                lambda start, stop: (
+                    bundle.id,
+                    histories.slice(start, stop),
+                    depth,
+                    missing[start:stop],
+                ),
                 Found.join,
                 self._stage_timeout_s,
             )
-            if embeds:
+            if missing.any():
                 embed_s = found.embed_s
-                self._remember(bundle, histories, found, trace)
+                self._remember(bundle, histories.take(np.nonzero(missing)[0]), found, trace)
             return found.fused
         except Exception as error:
             logger.error("stage retrieve failed, no answer: %r", error)
@@ -216,7 +225,7 @@ class Composition:
             trace.timings_ms["retrieve"] = milliseconds(time.monotonic() - started - embed_s)
 
     def _remember(self, bundle: Loaded, histories: Histories, found: Found, trace: Trace) -> None:
-        """Keep the vectors that the retriever made."""
+        """Keep the vectors of ``histories`` that the retriever made, if it could."""
         trace.timings_ms["embed"] = milliseconds(found.embed_s)
         if found.vectors is None:
             trace.degraded.append("embed")

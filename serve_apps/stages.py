@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import numpy as np
 
 from fusionrec.bundles.store import BundleStore
-from fusionrec.data.histories import CodeArray, FloatArray, Histories
+from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories
 from fusionrec.errors import BundleCorrupt, BundleError
 from fusionrec.fusion.model import Fused
 
@@ -182,11 +182,11 @@ class Retriever:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a retriever that embeds has found for B histories."""
+    """What a retriever that embeds has found for B histories, M of which it made vectors for."""
 
     fused: Fused
     vectors: FloatArray | None
-    """[B, D] text vectors that were made for it; None where none were asked for or that failed."""
+    """[M, D]; None where that failed."""
     embed_s: float = 0.0
     """How long that took."""
 
@@ -194,9 +194,11 @@ class Found:
     def join(cls, parts: Sequence[Self]) -> Self:
         """Parts of a batch; without vectors where one part has none."""
         vectors = [part.vectors for part in parts if part.vectors is not None]
+        made = [each for each in vectors if len(each)]
+        whole = np.concatenate(made) if made else np.empty((0, 0), dtype=np.float32)
         return cls(
             Fused.join([part.fused for part in parts]),
-            np.concatenate(vectors) if len(vectors) == len(parts) else None,
+            whole if len(vectors) == len(parts) else None,
             max(part.embed_s for part in parts),
         )
 
@@ -212,22 +214,35 @@ class EmbeddingRetriever:
         return await self._held.hold(bundles)
 
     async def retrieve(
-        self, bundle: str, histories: Histories, depth: int | None, embed: bool
+        self, bundle: str, histories: Histories, depth: int | None, missing: BoolArray
     ) -> Found:
-        """As :meth:`Retriever.retrieve`; with ``embed`` the vectors are made first, if they can."""
+        """As :meth:`Retriever.retrieve`, after the vectors that are ``missing`` [B]."""
 
         def find(pipeline: Pipeline) -> Found:
-            asked, vectors, began = histories, None, time.monotonic()
-            if embed:
+            made: FloatArray | None = np.empty((0, 0), dtype=np.float32)
+            asked, began = histories, time.monotonic()
+            if missing.any():
                 try:
-                    asked = pipeline.embed(histories)
-                    vectors = asked.vectors
+                    made = pipeline.embed(histories.take(np.nonzero(missing)[0])).vectors
+                    asked = _filled(histories, missing, made)
                 except Exception:  # the sources that need no text go on
                     logger.exception("no text vectors, retrieving without them")
+                    made = None
             embed_s = time.monotonic() - began
-            return Found(pipeline.retrieve(asked).head(depth), vectors, embed_s)
+            return Found(pipeline.retrieve(asked).head(depth), made, embed_s)
 
         return await self._held.run(bundle, find)
+
+
+def _filled(histories: Histories, missing: BoolArray, made: FloatArray | None) -> Histories:
+    """The histories with the vectors that were ``missing`` [B] in their places."""
+    if made is None:
+        return histories
+    vectors = np.zeros((len(histories), made.shape[1]), dtype=made.dtype)
+    if histories.vectors is not None:
+        vectors[:] = histories.vectors
+    vectors[missing] = made
+    return histories.with_vectors(vectors)
 
 
 class Reranker:

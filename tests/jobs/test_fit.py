@@ -1,9 +1,12 @@
-"""SASRec in several processes of Ray Train; every other fit is in the tests of what uses it."""
+"""What is fitted, and where; every other fit is in the tests of what uses it."""
 
 import numpy as np
 import pytest
 
 from fusionrec.data.splits import split
+from fusionrec.serving.pipeline import read_config
+from fusionrec.sources.ease import EASE
+from fusionrec.sources.item_item import ItemItemConfig
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from jobs.fit import FitConfig, fit
@@ -32,3 +35,11 @@ def test_workers_without_sasrec_are_ignored_aloud(synthetic, tmp_path):
     given = {"dataset": synthetic.directory, "pipeline": tmp_path, "sources": ("popularity",)}
     with pytest.warns(UserWarning, match="--num-workers 2 is ignored: sasrec is not among"):
         fit(FitConfig(**given, num_workers=2))
+
+
+def test_ease_is_left_out_aloud_where_its_pairs_would_not_fit(synthetic, tmp_path):
+    large = ItemItemConfig(learner=EASE(max_items=1, max_pairs=2))
+    given = {"dataset": synthetic.directory, "pipeline": tmp_path, "prepare": True}
+    with pytest.warns(UserWarning, match="source ease is left out: the histories hold"):
+        fit(FitConfig(**given, ease=large))
+    assert "ease" not in read_config(tmp_path).sources

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 
 from fusionrec.bundles.store import BundleStore
-from fusionrec.data.histories import Histories
+from fusionrec.data.histories import BoolArray, Histories
 from fusionrec.fusion.model import Fused
 from serve_apps.gateway import Gateway, GatewayConfig
 from serve_apps.security import Access
@@ -76,6 +76,8 @@ class Rig:
     ) -> None:
         self.embedder = FakeStage("embed", lambda h: np.ones((len(h), 2), np.float32))
         self.retriever = FakeStage("retrieve", self._find if embed_in_retriever else retrieve)
+        self.missing: list[list[bool]] = []
+        """What a retriever that embeds was asked to embed, by call."""
         self.embeds = True
         """Whether a retriever that embeds can."""
         self.reranker = FakeStage("rerank", rerank)
@@ -100,11 +102,14 @@ class Rig:
         transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
-    def _find(self, histories: Histories, depth: int | None, embed: bool) -> Found:
-        vectors = np.ones((len(histories), 2), np.float32) if embed and self.embeds else None
-        if vectors is not None:
-            histories = histories.with_vectors(vectors)
-        return Found(retrieve(histories, depth), vectors, 0.001 if embed else 0.0)
+    def _find(self, histories: Histories, depth: int | None, missing: BoolArray) -> Found:
+        self.missing.append(missing.tolist())
+        if not missing.any():
+            return Found(retrieve(histories, depth), np.empty((0, 0), np.float32))
+        if not self.embeds:
+            return Found(retrieve(histories, depth), None)
+        histories = histories.with_vectors(np.ones((len(histories), 2), np.float32))
+        return Found(retrieve(histories, depth), np.ones((missing.sum(), 2), np.float32), 0.001)
 
     async def recommend(self, **body: Any) -> dict[str, Any]:
         response = await self.client.post("/v1/recommend", json=body)

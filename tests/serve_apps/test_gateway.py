@@ -49,6 +49,20 @@ def test_a_retriever_may_embed_too(paper_bundles: BundleStore):
     assert {"embed", "retrieve"} <= first["timings_ms"].keys()
     assert "embed" not in second["timings_ms"]  # the vector of that history is known now
     assert rig.embedder.sizes == []
+    assert rig.missing == [[True], [False]]
+
+
+def test_a_retriever_embeds_what_is_not_known_yet(paper_bundles: BundleStore):
+    rig = Rig(paper_bundles, embed_in_retriever=True)
+
+    async def main() -> list[dict[str, Any]]:
+        await rig.recommend(user_id="ann")
+        bodies = ({"user_id": "ann"}, {"history": ["i1"]})
+        return await asyncio.gather(*(rig.recommend(**body, explain=True) for body in bodies))
+
+    answers = asyncio.run(main())
+    assert [answer["items"][0]["terms"]["semantic"] for answer in answers] == [0.25, 0.25]
+    assert rig.missing[1:] == [[False, True]]
 
 
 def test_where_the_retriever_cannot_embed_the_other_sources_answer(paper_bundles: BundleStore):

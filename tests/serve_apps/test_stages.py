@@ -59,15 +59,34 @@ def test_a_retriever_that_embeds_is_both_stages(bundles: BundleStore):
     users = [RecommendRequest(user_id=user) for user in list(service.users.rows)[:5]]
     histories = read_only(service.ask(users).histories)
 
-    found = asyncio.run(both.retrieve(bundle, histories, 7, True))
-    embedded = pipeline.embed(histories)
+    found = asyncio.run(both.retrieve(bundle, histories, 7, np.ones(5, np.bool_)))
+    embedded = read_only(pipeline.embed(histories))
     np.testing.assert_array_equal(found.vectors, embedded.vectors)
     np.testing.assert_array_equal(found.fused.items, pipeline.retrieve(embedded).head(7).items)
     assert found.embed_s > 0
 
-    again = asyncio.run(both.retrieve(bundle, read_only(embedded), 7, False))
-    assert again.vectors is None
-    np.testing.assert_array_equal(again.fused.items, found.fused.items)
+    known = asyncio.run(both.retrieve(bundle, embedded, 7, np.zeros(5, np.bool_)))
+    assert known.vectors is not None
+    assert len(known.vectors) == 0
+    np.testing.assert_array_equal(known.fused.items, found.fused.items)
+
+    missing = np.array([False, True, False, False, True])
+    partly = np.where(missing[:, None], 0, embedded.vectors)
+    some = asyncio.run(both.retrieve(bundle, histories.with_vectors(partly), 7, missing))
+    np.testing.assert_allclose(some.vectors, embedded.vectors[missing], atol=1e-5)
+    np.testing.assert_array_equal(some.fused.items, found.fused.items)
+
+
+def test_a_retriever_that_cannot_embed_finds_what_needs_no_text(
+    bundles: BundleStore, monkeypatch: pytest.MonkeyPatch
+):
+    both = EmbeddingRetriever(str(bundles.directory), bundles.current().name, 1)
+    pipeline = Pipeline.load(bundles.current())
+    histories = Service.load(bundles.current()).ask([RecommendRequest()] * 2).histories
+    monkeypatch.setattr(Pipeline, "embed", lambda *_: 1 / 0)
+    found = asyncio.run(both.retrieve(bundles.current().name, histories, 4, np.ones(2, np.bool_)))
+    assert found.vectors is None
+    np.testing.assert_array_equal(found.fused.items, pipeline.retrieve(histories).head(4).items)
 
 
 def test_what_was_found_in_parts_is_put_together(bundles: BundleStore):
@@ -76,12 +95,16 @@ def test_what_was_found_in_parts_is_put_together(bundles: BundleStore):
 
     def ask(start: int, stop: int, *, embed: bool) -> Found:
         rows = histories.slice(start, stop)
-        return asyncio.run(both.retrieve(bundles.current().name, rows, 4, embed))
+        missing = np.full(len(rows), embed)
+        return asyncio.run(both.retrieve(bundles.current().name, rows, 4, missing))
 
-    whole = Found.join([ask(0, 1, embed=True), ask(1, 3, embed=True)])
-    assert whole.vectors is not None
-    assert len(whole.vectors) == len(whole.fused.items) == 3
-    assert Found.join([ask(0, 1, embed=True), ask(1, 3, embed=False)]).vectors is None
+    for last, count in ((True, 3), (False, 1)):
+        whole = Found.join([ask(0, 1, embed=True), ask(1, 3, embed=last)])
+        assert whole.vectors is not None
+        assert len(whole.vectors) == count
+        assert len(whole.fused.items) == 3
+    failed = dataclasses.replace(ask(1, 3, embed=True), vectors=None)
+    assert Found.join([ask(0, 1, embed=True), failed]).vectors is None
 
 
 def test_a_stage_answers_for_the_bundle_that_it_holds_only(bundles: BundleStore):

@@ -6,6 +6,7 @@ import scipy.sparse as sp
 
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
+from fusionrec.errors import DataError
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
 from fusionrec.sources.item_knn import ItemKNN
@@ -41,6 +42,12 @@ def test_ease_leaves_cold_items_out():
     assert found[:2, :2].any()
     assert not found[2:].any()
     assert not found[:, 2:].any()
+
+
+def test_sparse_ease_refuses_more_pairs_than_it_may_hold(random_data):
+    with pytest.raises(DataError, match=r"ease.max_pairs = 9, .* use the source item-knn or tra"):
+        EASE(max_items=29, max_pairs=9).learn(random_data, neighbours=5)
+    assert EASE(max_items=30, max_pairs=9).can_solve(random_data.histories)
 
 
 def test_sparse_ease_on_all_items_is_the_dense_one():

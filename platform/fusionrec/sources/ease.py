@@ -26,7 +26,8 @@ import scipy.linalg
 from pydantic import Field
 
 from fusionrec.config import Config
-from fusionrec.data.histories import FloatArray, IntArray
+from fusionrec.data.histories import FloatArray, Histories, IntArray
+from fusionrec.errors import DataError
 from fusionrec.progress import bar
 from fusionrec.retrieval.neighbours import profiles, top_neighbours, top_neighbours_dense
 from fusionrec.retrieval.rows import CSR, SparseRows
@@ -49,10 +50,23 @@ class EASE(Config):
     third of items³ multiplications, twice. With more, each is regressed on its support alone."""
     support: int = Field(default=50, ge=1)
     """Items that one is regressed on where there are more than max_items. It takes support³ / 3
-    multiplications an item, reading what its support was met with, and 12 bytes a pair that was."""
+    multiplications an item, and searching what its support was met with."""
+    max_pairs: int = Field(default=200_000_000, ge=1)
+    """Pairs of items of one history, over all histories, up to which that is done: 12 bytes each,
+    less where pairs come again."""
 
     def learn(self, data: TrainingData, neighbours: int) -> SparseRows:
-        """Solve, over the items that have training events."""
+        """Solve, over the items that have training events.
+
+        Raises:
+            DataError: more than ``max_items`` of them, and more than ``max_pairs`` pairs.
+        """
+        if not self.can_solve(data.histories):
+            raise DataError(
+                f"ease.max_pairs = {self.max_pairs}, but the histories hold "
+                f"{num_pairs(data.histories)} pairs of items; use the source item-knn or "
+                "transitions instead, or raise ease.max_pairs"
+            )
         counts = np.bincount(data.histories.items, minlength=data.num_items)
         (warm,) = np.nonzero(counts)
         ones = np.ones(len(data.histories.items), dtype=np.float32)
@@ -63,6 +77,11 @@ class EASE(Config):
         small = solve(gram, neighbours).matrix.tocoo()
         full = type(small)((small.data, (warm[small.row], warm[small.col])), 2 * (data.num_items,))
         return top_neighbours(full.tocsr(), neighbours)
+
+    def can_solve(self, histories: Histories) -> bool:
+        """Whether there are few enough items with events, or pairs of them, in ``histories``."""
+        num_warm = len(np.unique(histories.items))
+        return num_warm <= self.max_items or num_pairs(histories) <= self.max_pairs
 
     def _dense(self, pairs: CSR, neighbours: int) -> SparseRows:
         """The closed form, from [I, I] ``pairs``."""
@@ -103,12 +122,23 @@ class EASE(Config):
         """[S] the weights of ``support`` [S], met ``together`` [S] times with the item."""
         if not len(support):
             return np.empty(0, dtype=np.float32)
-        gram = pairs[support][:, support].toarray(order="F")
+        gram = np.zeros((len(support), len(support)), dtype=np.float32, order="F")
+        for row, item in enumerate(support.tolist()):
+            # Searched, not sliced: what a popular item was met with is most of the catalogue.
+            entries = slice(pairs.indptr[item], pairs.indptr[item + 1])
+            others, together_with = pairs.indices[entries], pairs.data[entries]
+            found = np.minimum(np.searchsorted(others, support), len(others) - 1)
+            gram[row] = np.where(others[found] == support, together_with[found], 0)
         gram[np.diag_indices_from(gram)] += np.float32(self.regularisation)
         _, weights, failed = scipy.linalg.lapack.sposv(gram, together, lower=1, overwrite_a=1)
         assert failed == 0, "a Gram matrix plus a positive diagonal is positive definite"
-        found: FloatArray = weights
-        return found
+        result: FloatArray = weights
+        return result
+
+
+def num_pairs(histories: Histories) -> int:
+    """Ordered pairs of events of one history, over all of them."""
+    return int((histories.lengths.astype(np.int64) ** 2).sum())
 
 
 def _mirror_lower(matrix: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> None:

@@ -63,6 +63,10 @@ class SequentialLearner:
             torch.manual_seed(config.seed)
             texts = data.item_vectors if config.text else None
             self.model = SequentialModel(config, data.num_items, texts)
+        if self._num_ranks > 1:
+            # A start from texts takes eigenvectors, whose signs differ between kinds of CPUs.
+            for parameter in self.model.parameters():
+                dist.broadcast(parameter.data, 0)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.learning_rate,

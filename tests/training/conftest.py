@@ -48,7 +48,7 @@ class Workers:
                 )
         try:
             # The last is the one that is killed; its peer may wait for it for minutes.
-            status = processes[-1].wait(timeout=600)
+            status = processes[-1].wait(timeout=300 + 15 * len(scenarios))
             if may_die:
                 assert status == -9, logs[-1].read_text()[-3000:]
                 answers.pop()

@@ -76,8 +76,11 @@ def test_a_checkpoint_that_cannot_be_committed_is_told_later(saving, monkeypatch
 
     monkeypatch.setattr(checkpoints, "sha256_of", full)
     saving.save(2, IDENTITY, partial(write, "two"))
-    with pytest.raises(CheckpointNotWritten, match=r"step-00000002 .* No space left on device"):
+    with pytest.raises(
+        CheckpointNotWritten, match=r"step-00000002 .* No space left on device"
+    ) as told:
         saving.save(3, IDENTITY, partial(write, "three"))
+    assert ("own disk on each" in str(told.value)) == (saving._staging is not None)
     assert not saving.failed  # it was told
     monkeypatch.undo()
     assert [path.name for path in saving.directory.iterdir()] == ["step-00000001"]

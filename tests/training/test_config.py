@@ -30,6 +30,12 @@ def test_json_round_trip_and_identity():
         TrainingConfig(zero_stage=4)
 
 
+def test_every_worker_finds_the_staging_folder(tmp_path):
+    assert TrainingConfig(checkpoint_staging=tmp_path).checkpoint_staging == tmp_path
+    with pytest.raises(ValidationError, match="absolute path"):
+        TrainingConfig(checkpoint_staging="shards")
+
+
 def test_deepspeed_settings():
     settings = TrainingConfig(zero_stage=3, batch_size=4, accumulation=2).deepspeed(3, bf16=True)
     assert settings["train_batch_size"] == 24

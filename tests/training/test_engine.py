@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fusionrec.errors import TrainingError
+from fusionrec.training.engine import _refuse_difference
+
 SETTINGS = {"batch_size": 2, "epochs": 2, "learning_rate": 5e-3, "num_threads": 1}
 SETTINGS |= {"checkpoint_every": 4, "report_every": 1}
 SKIPPED = [(1, "loss"), (2, "gradient"), (3, "loss"), (3, "gradient")]
@@ -17,7 +20,7 @@ STILL = {"dropout": False}
 VARIANTS = [(stage, method) for stage in (1, 2, 3) for method in ("full", "lora")]
 
 
-pytestmark = pytest.mark.timeout(1200)  # three pairs of processes run before the first test ends
+pytestmark = pytest.mark.timeout(2000)  # two pairs of processes and one alone before a test ends
 
 
 def scenario(directory: Path, model: Path, config: dict | None = None, **rest) -> dict:
@@ -356,6 +359,14 @@ def test_refusals(ended):
     assert "learning_rate = 0.005 and this one has 0.5" in other["message"]
     assert ended["few"]["error"] == "TrainingError"
     assert "--batch-size" in ended["few"]["message"]
+
+
+def test_refusals_name_what_the_user_set():
+    new = {"task": {}, "training": {"batches": 4}}
+    with pytest.raises(TrainingError, match="num_workers × accumulation = 2 and this one has 4"):
+        _refuse_difference(Path("run"), {"task": {}, "training": {"batches": 2}}, new)
+    with pytest.raises(TrainingError, match="run of an earlier version: give another --out"):
+        _refuse_difference(Path("run"), {"task": {}, "training": {"accumulation": 1}}, new)
 
 
 def test_tensorboard_curves(runs):

@@ -21,6 +21,7 @@ from fusionrec.errors import ConfigError, NonFiniteLoss, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
 from fusionrec.serving.pipeline import Pipeline
+from fusionrec.training.config import TrainingConfig
 from fusionrec.training.examples import Examples
 from fusionrec.training.tasks import load_task
 from jobs.finetune import FinetuneConfig, _use, finetune, prepare
@@ -285,6 +286,30 @@ def test_notice_is_told_once(monkeypatch):
     monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(told))
     noticed = worker.notices()
     assert [noticed() for _ in range(6)] == [False, False, True, False, True, False]
+
+
+def test_shares_of_cpus(monkeypatch):
+    import ray
+
+    from fusionrec.training.worker import share_of_cpus
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert [share_of_cpus(count) for count in (1, 2, 8)] == [1.0, 0.8, 0.2]
+    shares = [share_of_cpus(count, elastic=True) for count in (1, 2, 8)]
+    assert shares == [1.0, 0.5, 0.125]
+    assert all(count * share // share == count for share in shares for count in range(99))
+
+
+def test_too_few_gpus_for_the_fewest_workers(monkeypatch, tmp_path):
+    import ray
+
+    from fusionrec.training import worker
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    config = TrainingConfig(accumulation=3)
+    for fewest, flag in ((None, "--num-workers 4"), (2, "--min-workers 2")):
+        with pytest.raises(TrainingError, match=f"^{flag} needs as many GPUs"):
+            worker.fit(lambda: None, config, tmp_path, num_workers=4, min_workers=fewest)
 
 
 @pytest.mark.ray

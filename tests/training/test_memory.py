@@ -79,7 +79,7 @@ def test_loads_of_tasks():
     cached = EncoderSettings(grad_cache=4)
     assert load_of("encoder", cached, 8, 7).passes == ((4, "hidden"),)
     towers = load_of("encoder", EncoderSettings(towers=2, grad_cache=4), 8, 7)
-    assert (towers.passes, towers.towers) == (((4, "hidden"), (4, "hidden")), 2)
+    assert (towers.passes, towers.towers) == (((4, "hidden"),), 2)
     pairs = load_of("reranker", RerankerSettings(), 8, 7)
     assert pairs.passes == ((64, "answer"),)
     assert "classifier" in pairs.head

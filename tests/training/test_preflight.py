@@ -116,6 +116,14 @@ def test_settings_that_are_ignored(check):
     check(zero_stage=3, num_workers=2)
 
 
+def test_a_tower_would_be_lost(check, tiny_encoder, tmp_path):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "two")
+    (folder / "item").mkdir()
+    (folder / "item" / "encoder.json").touch()
+    with pytest.raises(ConfigError, match=r"--towers 2, or --encoder \S*/two/item"):
+        check({"encoder": str(folder)})
+
+
 def test_every_number_of_workers_shares_the_batches_of_a_step():
     check_shares(1, 2, 1)
     check_shares(3, 4, 3)

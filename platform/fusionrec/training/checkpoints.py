@@ -174,9 +174,12 @@ class Checkpoints:
                     shutil.rmtree(partial, ignore_errors=True)
                 if self._staging is not None:
                     shutil.rmtree(self._staging, ignore_errors=True)
+                place = "there"
+                if self._staging is not None:
+                    place += f" and in {self._staging.parent} on each worker's disk"
                 raise CheckpointNotWritten(
-                    f"checkpoint {final} could not be written ({fault}); free space there and run "
-                    "the same command again: it goes on from the checkpoint before"
+                    f"checkpoint {final} could not be written ({fault}); free space {place} and "
+                    "run the same command again: it goes on from the checkpoint before"
                 )
 
     def _together(self, stage: Callable[[], None]) -> str | None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fusionrec.config import Config
 from fusionrec.language.precision import Precision
@@ -86,10 +86,17 @@ class TrainingConfig(Config):
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
     checkpoint_staging: Path | None = None
-    """Folder on each worker's own disk, for an --out that is slow to write to: training waits until
-    a checkpoint is written there, and goes on while it is uploaded."""
+    """Folder on each worker's own disk, by its absolute path, for an --out that is slow to write
+    to: training waits until a checkpoint is written there, and goes on while it is uploaded."""
     report_every: int = Field(5, ge=1)
     """Optimizer steps between reports of progress."""
+
+    @field_validator("checkpoint_staging")
+    @classmethod
+    def _same_everywhere(cls, folder: Path | None) -> Path | None:
+        if folder is not None and not folder.is_absolute():  # workers run in other folders
+            raise ValueError("give the absolute path of a folder on each worker's own disk")
+        return folder
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""

@@ -174,8 +174,7 @@ class _Run:
         self, on_report: Callable[[Report], None] | None, noticed: Callable[[], bool] | None
     ) -> TrainingResult:
         config = self._config
-        checkpoint = self.checkpoints.newest()
-        if checkpoint is not None:
+        if (checkpoint := self.checkpoints.newest()) is not None:
             self._refuse_other_run(checkpoint)
         import deepspeed  # noqa: F401 - before memory is measured: the libraries' is not the run's
 
@@ -332,8 +331,8 @@ class _Run:
     def _refuse_other_run(self, checkpoint: Checkpoint) -> None:
         """Another number of workers may go on where a step sees the same examples."""
         workers, known = checkpoint.manifest.world_size, checkpoint.manifest.identity
-        batches, now = (each["training"]["batches"] for each in (known, self._identity))
-        if workers != self._world and batches != now:
+        batches, now = (each["training"].get("batches") for each in (known, self._identity))
+        if workers != self._world and batches not in (None, now):
             remedy = f"go on with --num-workers {workers}"
             if batches % self._world == 0:
                 remedy += f", or with --accumulation {batches // self._world}"
@@ -388,11 +387,14 @@ def _identity(task: Task, config: TrainingConfig, world_size: int) -> dict[str, 
 
 
 def _refuse_difference(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    holds, remedy = f"{directory} holds a run", "give another --out, or delete that directory"
+    if "batches" not in old["training"]:
+        raise TrainingError(f"{holds} of an earlier version: {remedy}")
     for part in ("task", "training"):
         for key in sorted({*old[part], *new[part]}):
             before, now = old[part].get(key), new[part].get(key)
             if before != now:
+                name = "num_workers × accumulation" if key == "batches" else key
                 raise TrainingError(
-                    f"{directory} holds a run with {key} = {before!r} and this one has {now!r}: "
-                    "give another --out, or delete that directory"
+                    f"{holds} with {name} = {before!r} and this one has {now!r}: {remedy}"
                 )

@@ -31,8 +31,7 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
         towers = [batch_size, batch_size * (1 + settings.mined_negatives)]
         chunk = settings.grad_cache
         if chunk is not None:
-            towers = [min(chunk, rows) for rows in towers]
-            towers = towers if settings.towers == 2 else [max(towers)]
+            towers = [min(chunk, max(towers))]
         passes = [Pass(rows, Reads.HIDDEN) for rows in towers]
     elif task == "decoder":
         kind, head = Architecture.CAUSAL_LM, ()

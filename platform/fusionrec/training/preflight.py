@@ -26,6 +26,7 @@ from fusionrec.language.models import resolve
 from fusionrec.language.precision import Precision
 from fusionrec.training.config import Method, TrackerName, TrainingConfig
 from fusionrec.training.memory import Estimate, Load, estimate
+from fusionrec.training.objectives.settings import refuse_two_towers
 from fusionrec.training.tasks import TaskSettings
 
 LoadOf: TypeAlias = Callable[[int], Load]
@@ -88,6 +89,7 @@ def check(
     _settings(config, num_workers)
     folder = resolve(settings.encoder, settings.revision)
     _positions(folder, settings)
+    refuse_two_towers(settings)
     _build_tools()
     available = _available(workers_here)
     need = estimate(folder, load_of(config.batch_size), config, num_workers=num_workers)

@@ -10,6 +10,7 @@ and transformers.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -81,11 +82,12 @@ def fit(
     gpus = int(resources.get("GPU", 0))
     use_gpu = gpus > 0 if use_gpu is None else use_gpu
     if use_gpu and 0 < gpus < fewest:
+        flag = "--num-workers" if min_workers is None else "--min-workers"
         raise errors.TrainingError(
-            f"--num-workers {num_workers} needs as many GPUs and the cluster has {gpus}: "
-            f"set --num-workers {gpus}, or --no-use-gpu"
+            f"{flag} {fewest} needs as many GPUs and the cluster has {gpus}: set {flag} {gpus}, or "
+            "--no-use-gpu"
         )
-    cpus = share_of_cpus(num_workers)
+    cpus = share_of_cpus(num_workers, elastic=fewest < num_workers)
     workers: Any = num_workers if fewest == num_workers else (fewest, num_workers)
     progress = directory / "progress.json"
     progress.unlink(missing_ok=True)
@@ -125,14 +127,16 @@ def fit(
     return TrainingResult.model_validate(answer["result"])
 
 
-def share_of_cpus(num_workers: int) -> float:
+def share_of_cpus(num_workers: int, *, elastic: bool = False) -> float:
     """CPUs that Ray reserves for each worker: one, or a fraction where cores are few.
 
-    The driver's own actors need room too.
+    The driver's own actors need room too. Where Ray counts the workers that there is room for
+    (``elastic``), it divides floats, which is exact for powers of two only.
     """
     cluster: Any = ray
     cpus: float = cluster.cluster_resources().get("CPU", 1.0)
-    return min(1.0, round(0.8 * cpus / num_workers, 2))
+    share = min(1.0, 0.8 * cpus / num_workers)
+    return 2.0 ** math.floor(math.log2(share)) if elastic else round(share, 2)
 
 
 def notices() -> Callable[[], bool]:

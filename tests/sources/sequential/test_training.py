@@ -91,7 +91,12 @@ def test_two_ranks_learn_what_one_process_does(tmp_path):
         subprocess.Popen([sys.executable, "-c", RANK, str(rank), "2", str(tmp_path)])
         for rank in range(2)
     ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    try:
+        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
     alone = course(training(rows), **config.model_dump())
     alone.epoch(), alone.epoch()
     first, second = (json.loads((tmp_path / f"found-{n}.json").read_text()) for n in range(2))

@@ -1,4 +1,5 @@
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_two_towers_are_saved_side_by_side(make, tmp_path):
         with torch.no_grad():
             expected = task._encode(adapted, loaded.inputs(texts), tower).numpy()
         np.testing.assert_allclose(loaded.encode(texts), expected, atol=1e-5)
-    assert np.abs(histories.encode(texts) - items.encode(texts)).max() > 0.01
+    assert np.abs(histories.encode(texts) - items.encode(texts)).max() > 0.001
     # A new run starts from both.
     again = EncoderTask(
         EncoderSettings(encoder=str(tmp_path), towers=2), task._catalogue, task._examples
@@ -199,3 +200,8 @@ def test_two_towers_are_saved_side_by_side(make, tmp_path):
     torch.testing.assert_close(
         again.build_model()["item"].state_dict(), items.model.state_dict(), rtol=0, atol=0
     )
+    # One tower alone starts from none of them but where it is named.
+    for folder, lost in ((tmp_path, True), (tmp_path / "item", False)):
+        alone = EncoderSettings(encoder=str(folder))
+        with pytest.raises(ConfigError, match="--towers 2") if lost else nullcontext():
+            EncoderTask(alone, task._catalogue, task._examples).build_model()

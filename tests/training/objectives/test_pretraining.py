@@ -109,10 +109,15 @@ def test_a_pair_is_an_item_s_own_or_half_another_s(make):
     for row, position, other in zip(rows, np.tile(np.arange(5), 200), batch["other"], strict=True):
         first, second = task._pairs[position]
         assert row.startswith(first.removesuffix("."))
-        if not other:
-            assert row.replace(" .", ".") == f"{first} {second}"
+        assert (row.replace(" .", ".") == f"{first} {second}") == (not other)
     assert (batch["token_type_ids"] * batch["attention_mask"]).sum() > 0
     assert task.describe(np.array([0]))[0]["text"].startswith("the love")
+
+
+def test_a_second_part_that_all_share_is_never_another_s(make):
+    task = make("encoder", max_tokens=64, next_sentence=True)
+    task._pairs = [(first, "film.") for first, _ in task._pairs]
+    assert not task.batch(np.arange(20))["other"].any()
 
 
 def test_an_encoder_is_made_of_what_learned_pairs(make, tmp_path):

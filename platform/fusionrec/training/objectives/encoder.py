@@ -49,7 +49,13 @@ from fusionrec.training.examples import Examples, lists
 from fusionrec.training.gather import own_first
 from fusionrec.training.losses.info_nce import info_nce
 from fusionrec.training.mining import encode_all, load_mined, mine, save_mined
-from fusionrec.training.objectives.settings import HistorySettings, identity, named, part
+from fusionrec.training.objectives.settings import (
+    HistorySettings,
+    identity,
+    named,
+    part,
+    refuse_two_towers,
+)
 from fusionrec.training.task import Batch, Forward, shuffled
 
 Tower = Literal["history", "item"]
@@ -103,8 +109,10 @@ class EncoderTask:
         """The transformer; pooling is part of the loss.
 
         Raises:
-            ConfigError: a Matryoshka dimension is larger than the model's.
+            ConfigError: a Matryoshka dimension is larger than the model's, or the model has two
+                towers and the settings have one.
         """
+        refuse_two_towers(self._settings)
         found = Encoder.load(self._settings.encoder, revision=self._settings.revision, device="cpu")
         size = found.model.config.hidden_size
         for dimension in self._settings.dimensions:

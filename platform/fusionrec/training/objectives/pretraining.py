@@ -9,8 +9,9 @@ RoBERTa, 2019, who also dropped next-sentence prediction without loss), and
 
 With next-sentence prediction, as BERT had it, the examples are pairs instead of blocks: the two
 parts of an item's text, cut at the sentence's end that is nearest to its middle, or in half of the
-cases the first part of one and the second of another item, drawn anew each epoch. With the label y
-of a pair, 0 where the second part follows, the loss has −log p(y | masked pair) added.
+cases the first part of one and the second of another item that has another, drawn anew each epoch.
+With the label y of a pair, 0 where the second part follows, the loss has −log p(y | masked pair)
+added.
 
 A decoder learns causal language modelling: −1/(L−1) Σ_l log p(x_l | x_<l). Gururangan et al.,
 Don't stop pretraining (ACL 2020), show what it brings. A model whose head came without weights
@@ -50,6 +51,8 @@ from fusionrec.training.objectives.settings import TaskSettings, identity
 from fusionrec.training.task import Batch, drawn, shuffled, with_draws
 
 _UNPREDICTED = -100
+_TRIES = 20
+"""Draws of another item's second part, where many items share theirs, such as a category."""
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+")
 
 
@@ -197,13 +200,19 @@ class PretrainingTask:
         return len(self._pairs) or len(self._blocks)
 
     def _drawn_pairs(self, positions: IntArray, generators: list[np.random.Generator]) -> Batch:
-        """[B, L] tokens of pairs, and ``other`` [B], 1 where the second part is another item's."""
+        """[B, L] tokens of pairs, and ``other`` [B], 1 where the second part is another one."""
         count, seconds, other = len(self._pairs), [], []
         for position, generator in zip(positions.tolist(), generators, strict=True):
-            other.append(int(generator.random() < 0.5))
-            # Of all others each is as likely.
-            step = int(generator.integers(1, count)) if other[-1] else 0
-            seconds.append(self._pairs[(position + step) % count][1])
+            own = second = self._pairs[position][1]
+            if generator.random() < 0.5:
+                for _ in range(_TRIES):
+                    # Of all others each is as likely.
+                    step = int(generator.integers(1, count))
+                    second = self._pairs[(position + step) % count][1]
+                    if second != own:
+                        break
+            seconds.append(second)
+            other.append(int(second != own))
         firsts = [self._pairs[position][0] for position in positions.tolist()]
         rows = tokenize(self._tokenizer, self._settings.max_tokens, firsts, seconds)
         return padded(self._tokenizer, rows) | {"other": torch.tensor(other)}

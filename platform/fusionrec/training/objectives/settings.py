@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import Field
 
 from fusionrec.config import Config
+from fusionrec.errors import ConfigError
+from fusionrec.language.encoder import ITEM_TOWER, has_two_towers
 from fusionrec.language.models import DEFAULT_MODEL, resolve
 from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.task import Batch
@@ -67,6 +69,21 @@ def identity(name: str, settings: TaskSettings, fingerprint: str) -> dict[str, A
     weights = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
     made_of = {"name": name, "examples": fingerprint, "weights": weights}
     return made_of | settings.model_dump(mode="json")
+
+
+def refuse_two_towers(settings: TaskSettings) -> None:
+    """What trains one transformer would silently lose the other of an encoder with two towers.
+
+    Raises:
+        ConfigError: the items have a tower of their own in what such a task starts from.
+    """
+    folder = resolve(settings.encoder, settings.revision)
+    if getattr(settings, "towers", 1) == 1 and has_two_towers(folder):
+        raise ConfigError(
+            f"setting encoder = {settings.encoder} is wrong: it has two towers and one is trained; "
+            f"give --task encoder --towers 2, or --encoder {settings.encoder}/{ITEM_TOWER} to "
+            "start from the one of the items"
+        )
 
 
 def part(batch: Batch, name: str) -> Batch:

@@ -23,7 +23,6 @@ from fusionrec.bundles.gate import InferenceMetrics, Measured, forget_measuremen
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.splits import Cases, split
-from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.systems import Kind, ListMeter
 from fusionrec.language.precision import INFERENCE, InferenceConfig, Precision
@@ -86,11 +85,7 @@ def optimise(config: OptimiseConfig) -> list[Choice]:
     """
     pipeline = Pipeline.load(config.pipeline)
     dataset = Dataset.open(config.dataset)
-    if pipeline.config.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
+    pipeline.config.refuse_other_data(dataset, config.pipeline)
     models = _used(pipeline)
     if not models:
         console.print("No language model is used: there is nothing to choose.")

@@ -89,11 +89,7 @@ def prune(config: PruneConfig) -> Pruning:
     """
     dataset = Dataset.open(config.dataset)
     pipeline = Pipeline.load(config.pipeline)
-    if pipeline.config.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
+    pipeline.config.refuse_other_data(dataset, config.pipeline)
     folder = config.pipeline / config.model
     if not folder.is_dir():
         raise ConfigError(f"setting model = {config.model} is wrong: {config.pipeline} has none")

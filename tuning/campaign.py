@@ -139,11 +139,7 @@ def campaign(config: CampaignConfig) -> report.CampaignReport:
             )
     dataset = Dataset.open(config.dataset)
     fitted = read_config(config.pipeline)
-    if fitted.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
+    fitted.refuse_other_data(dataset, config.pipeline)
     if CampaignStage.FINETUNE in config.stages:
         encoder_data(_finetune_campaign(config))
     if CampaignStage.SOURCES in config.stages:

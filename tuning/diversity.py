@@ -26,7 +26,6 @@ from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import Cases, split
-from fusionrec.errors import ConfigError
 from fusionrec.evaluation.beyond import category_diversity, coverage, gini
 from fusionrec.evaluation.metrics import ndcg
 from fusionrec.evaluation.ranks import list_ranks
@@ -125,15 +124,9 @@ def diversify(config: DiversityCampaign) -> tuple[DiversityConfig, list[Measured
         return config.diversity, []
     dataset = Dataset.open(config.dataset)
     pipeline = Pipeline.load(config.pipeline, stages=frozenset({Stage.EMBEDDER, Stage.RETRIEVER}))
-    if pipeline.config.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
-    cases = split(dataset, pipeline.config.protocol).validation
-    if len(cases) > config.max_cases:
-        generator = np.random.default_rng(config.seed)
-        cases = cases.take(np.sort(generator.choice(len(cases), config.max_cases, replace=False)))
+    pipeline.config.refuse_other_data(dataset, config.pipeline)
+    validation = split(dataset, pipeline.config.protocol).validation
+    cases = validation.sample(config.max_cases, config.seed)
     categories = dataset.catalogue.categories
     plain, releases = DiversityConfig(), Releases.load(config.pipeline / RELEASES)
     check_freshness(config.diversity, releases, "--diversity")

@@ -170,11 +170,7 @@ def material(config: FinetuneCampaign) -> tuple[Dataset, Split]:
     """
     dataset = Dataset.open(config.dataset)
     fitted = read_config(config.pipeline)
-    if fitted.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
+    fitted.refuse_other_data(dataset, config.pipeline)
     if "semantic" not in fitted.sources or not (config.pipeline / "encoder").is_dir():
         raise ConfigError(
             f"--pipeline {config.pipeline} has no encoder to be better than: run "

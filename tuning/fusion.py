@@ -28,7 +28,6 @@ from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import FloatArray
 from fusionrec.data.splits import Cases, split
-from fusionrec.errors import ConfigError
 from fusionrec.fusion.candidates import Candidates, stack
 from fusionrec.fusion.features import ItemStatistics
 from fusionrec.fusion.lambdarank import LambdaRankConfig
@@ -205,11 +204,7 @@ def campaign(config: FusionCampaign) -> Fusion:
     """
     dataset = Dataset.open(config.dataset)
     pipeline = Pipeline.load(config.pipeline, stages=frozenset({Stage.EMBEDDER, Stage.RETRIEVER}))
-    if pipeline.config.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
+    pipeline.config.refuse_other_data(dataset, config.pipeline)
     sources = pipeline.config.sources
     parts = split(dataset, pipeline.config.protocol)
     cases = parts.validation.sample(config.max_cases, config.seed)

@@ -155,11 +155,7 @@ def campaign(config: ParetoCampaign) -> Front:
     """
     dataset = Dataset.open(config.dataset)
     now = read_config(config.pipeline)
-    if now.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
+    now.refuse_other_data(dataset, config.pipeline)
     if (config.pipeline / LAMBDARANK).is_dir():
         raise ConfigError(
             f"--pipeline {config.pipeline} has trees over its weights, which only they were grown "

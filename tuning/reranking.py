@@ -61,11 +61,7 @@ def weigh(config: RerankingCampaign) -> Fusion:
             "--task reranker` first"
         )
     dataset = Dataset.open(config.dataset)
-    if pipeline.config.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
+    pipeline.config.refuse_other_data(dataset, config.pipeline)
     validation = split(dataset, pipeline.config.protocol).validation
     cases = validation.sample(config.max_cases, config.seed)
     fusion = pipeline.fusion

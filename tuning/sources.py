@@ -116,11 +116,7 @@ def campaign(config: SourcesCampaign) -> list[Winner]:
     """
     dataset = Dataset.open(config.dataset)
     fitted = read_config(config.pipeline)
-    if fitted.dataset.fingerprint != dataset.info.fingerprint:
-        raise ConfigError(
-            f"--dataset {config.dataset} is not what {config.pipeline} was fitted on; "
-            "give the same one or run jobs.fit again"
-        )
+    fitted.refuse_other_data(dataset, config.pipeline)
     names = names_of(config)
     material = _material(config, dataset, fitted)
     with owned(config.out), cluster.start():

@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
-from fusionrec.data.dataset import DatasetInfo
+from fusionrec.data.dataset import Dataset, DatasetInfo
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
 from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import Protocol
@@ -71,6 +71,18 @@ class PipelineConfig(Config):
     """Items that each source proposes for a history."""
     rerank_top: int = Field(default=20, ge=1)
     """Places of the fused list that the reranker reads."""
+
+    def refuse_other_data(self, dataset: Dataset, pipeline: Path) -> None:
+        """Check that the sources in the folder ``pipeline`` were fitted on ``dataset``.
+
+        Raises:
+            ConfigError: they were not.
+        """
+        if self.dataset.fingerprint != dataset.info.fingerprint:
+            raise ConfigError(
+                f"--dataset {dataset.directory} is not what {pipeline} was fitted on; "
+                "give the same one or run jobs.fit again"
+            )
 
 
 class Pipeline:

@@ -99,6 +99,7 @@ def contenders(config: ServingBenchmark, folder: Path) -> list[Contender]:
                 {"stage_timeout_s": PATIENCE_S},
                 PATIENCE_S,
                 model_threads=max(1, cores // replicas),
+                lone_model_threads=cores,
                 embed_in_retriever=both,
             )
             name = f"endpoint, {replicas} a {'stage of two' if both else 'stage'}"

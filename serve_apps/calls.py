@@ -134,7 +134,8 @@ class Stage:
         """Call the stage with a batch, in as many parts as it has replicas of its own.
 
         Every batch under way has an equal share in the replicas: with as many batches as replicas
-        none is split, since small parts cost more, and all wait for the slowest of them.
+        none is split, since small parts cost more, and all wait for the slowest of them. A replica
+        is told where it has the only part of the only batch.
 
         Args:
             rows: of the batch.
@@ -151,13 +152,14 @@ class Stage:
             raise StageDown(self.name)
         idle, share = self.replicas - self._running, self.replicas // max(self.batches(), 1)
         parts = max(min(idle, share, rows // MIN_PART), 1)
+        lone = parts == 1 and self.batches() <= 1
         bounds = [rows * part // parts for part in range(parts + 1)]
         started = time.monotonic()
         self._running += parts
         try:
             async with asyncio.timeout(timeout_s):
                 calls = [
-                    self._call(stop - start, arguments(start, stop))
+                    self._call(stop - start, arguments(start, stop), lone=lone)
                     for start, stop in pairwise(bounds)
                 ]
                 found = [await calls[0]] if parts == 1 else await _all(calls)
@@ -180,10 +182,10 @@ class Stage:
     def _learn(self, row_s: float) -> None:
         self._row_s, self._learned = row_s, time.monotonic()
 
-    async def _call(self, rows: int, arguments: tuple[Any, ...]) -> Any:
+    async def _call(self, rows: int, arguments: tuple[Any, ...], *, lone: bool) -> Any:
         for attempt in range(ATTEMPTS):
             self._on_call(self.name, rows)
-            response = getattr(self.handle, self.name).remote(*arguments)
+            response = getattr(self.handle, self.name).remote(*arguments, lone=lone)
             try:
                 return await response
             except asyncio.CancelledError:

@@ -36,6 +36,9 @@ class AppArgs(Config):
     another is promoted or rolled back to: it is swapped in while the endpoint answers."""
     model_threads: int = Field(default=1, ge=1)
     """Threads of each model replica."""
+    lone_model_threads: int | None = Field(default=None, ge=1)
+    """Threads for a batch that is the only one under way, where the replicas share their cores; by
+    default ``model_threads``."""
     embed_in_retriever: bool = False
     """Whether the retriever's replicas embed, too, and there is no Embedder. One call less for
     every batch, and less memory, on one machine; where the two should be scaled apart, or the
@@ -56,7 +59,7 @@ def app(args: AppArgs) -> Application:
     store.verify(args.bundle or store.current().name)
     keys = args.access.api_keys or read_entries(os.environ)
     ApiKeys.parse(keys)
-    held = (str(bundles), args.bundle, args.model_threads)
+    held = (str(bundles), args.bundle, args.model_threads, args.lone_model_threads)
 
     def stage(kind: type, name: str) -> Application:
         bound: Application = serve.deployment(name=name, request_router_config=ROUTING)(kind).bind(

@@ -1,14 +1,16 @@
 """The stages that hold a part of the pipeline: plain classes; recommend.py wraps them.
 
 Every call names the bundle that it wants and carries a whole batch, or the part of one that falls
-to this replica. Model code runs in the one worker thread of a replica, so that its event loop stays
-free for health checks and cancellation; more throughput comes from more replicas. Another bundle is
-loaded beside those that are held, in a thread of its own, while these go on answering.
+to this replica. Where it is the ``lone`` one under way, its model may have all cores. Model code
+runs in the one worker thread of a replica, so that its event loop stays free for health checks and
+cancellation; more throughput comes from more replicas. Another bundle is loaded beside those that
+are held, in a thread of its own, while these go on answering.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import sys
@@ -36,6 +38,9 @@ T = TypeVar("T")
 
 _LOADING_NICENESS = 5
 """Linux gives a thread of this niceness a third of the time of one that answers requests."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 * 2**20
+"""The largest piece that glibc keeps; it takes no larger number."""
 _RERANK_ROWS = 4
 """Histories reranked between two looks at whether their askers are still there."""
 
@@ -48,7 +53,14 @@ class Held:
     """The part of each bundle that a replica holds, by bundle id."""
 
     def __init__(
-        self, stage: str, bundles: str, bundle: str | None, threads: int, *, embeds: bool = False
+        self,
+        stage: str,
+        bundles: str,
+        bundle: str | None,
+        threads: int,
+        lone_threads: int | None,
+        *,
+        embeds: bool = False,
     ) -> None:
         """Verify the bundle of the folder ``bundles``, load what ``stage`` needs and warm up.
 
@@ -57,14 +69,17 @@ class Held:
             bundles: folder of a bundle store.
             bundle: id; by default the one that is current now.
             threads: of the model.
+            lone_threads: of the model for a batch that has the cores to itself; by default as many.
             embeds: whether to hold the embedder's part as well.
 
         Raises:
             BundleCorrupt: nothing of it is loaded.
         """
+        keep_memory()
         self._stage = stage
         self._embeds = embeds
         self._threads = threads
+        self._lone_threads = lone_threads or threads
         self._store = BundleStore(Path(bundles))
         self._pipelines: dict[str, Pipeline] = {}
         self._worker = ThreadPoolExecutor(1, f"{stage}-model")
@@ -92,8 +107,13 @@ class Held:
             del self._pipelines[bundle]
         return list(self._pipelines)
 
-    async def run(self, bundle: str, work: Callable[[Pipeline], T]) -> T:
+    async def run(self, bundle: str, work: Callable[[Pipeline], T], *, lone: bool = False) -> T:
         """Apply ``work`` to the pipeline of ``bundle`` in the worker thread.
+
+        Args:
+            bundle: id.
+            work: with the models' threads set.
+            lone: whether no other batch is under way.
 
         Raises:
             BundleNotHeld: the replica does not hold this bundle.
@@ -101,7 +121,13 @@ class Held:
         pipeline = self._pipelines.get(bundle)
         if pipeline is None:
             raise BundleNotHeld(f"this {self._stage} does not hold bundle {bundle}")
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work, pipeline)
+        threads = self._lone_threads if lone else self._threads
+
+        def do() -> T:
+            _set_threads(threads)
+            return work(pipeline)
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, do)
 
     def _load_first(self, bundle: str | None) -> tuple[str, Pipeline]:
         """The bundle to begin with: where the current one is damaged, the one before it.
@@ -128,9 +154,7 @@ class Held:
         stage = Stage(self._stage)
         stages = frozenset({stage, Stage.EMBEDDER} if self._embeds else {stage})
         pipeline = Pipeline.load(self._store.path(bundle), stages=stages)
-        if "torch" in sys.modules:  # only where a model was loaded
-            # Ray gives a replica with a fraction of a CPU one thread: say what is meant instead.
-            sys.modules["torch"].set_num_threads(self._threads)
+        _set_threads(self._threads)
         # The first call of a model takes many times as long as the next: nobody should wait for it.
         first = Histories.of([[0]], texts=["warm up"])
         if Stage.EMBEDDER in stages:
@@ -142,6 +166,25 @@ class Held:
         return pipeline
 
 
+def _set_threads(number: int) -> None:
+    """Of the models that this thread calls; Ray gives a replica with a part of a CPU one."""
+    torch = sys.modules.get("torch")  # only where a model was loaded
+    if torch is not None and torch.get_num_threads() != number:
+        torch.set_num_threads(number)
+
+
+def keep_memory() -> None:
+    """Have glibc keep what models let go of: they want as much for the next layer.
+
+    By default it gives large pieces back to the system, which clears each page before it lends it
+    again: a seventh of a reranker's time. See mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, 16 * _KEPT_BYTES)
+
+
 def step_back() -> None:
     """Give way to the thread that answers requests; Linux counts niceness by thread."""
     if sys.platform == "linux":
@@ -151,32 +194,42 @@ def step_back() -> None:
 class Embedder:
     """Text vectors of histories."""
 
-    def __init__(self, bundles: str, bundle: str | None, threads: int) -> None:
-        self._held = Held("embedder", bundles, bundle, threads)
+    def __init__(
+        self, bundles: str, bundle: str | None, threads: int, lone_threads: int | None = None
+    ) -> None:
+        self._held = Held("embedder", bundles, bundle, threads, lone_threads)
 
     async def hold(self, bundles: Sequence[str]) -> list[str]:
         """See :meth:`Held.hold`."""
         return await self._held.hold(bundles)
 
-    async def embed(self, bundle: str, histories: Histories) -> FloatArray | None:
+    async def embed(
+        self, bundle: str, histories: Histories, *, lone: bool = False
+    ) -> FloatArray | None:
         """[B, D] vectors; None where the bundle has no encoder."""
-        return await self._held.run(bundle, lambda pipeline: pipeline.embed(histories).vectors)
+        return await self._held.run(
+            bundle, lambda pipeline: pipeline.embed(histories).vectors, lone=lone
+        )
 
 
 class Retriever:
     """Candidates of all sources, fused."""
 
-    def __init__(self, bundles: str, bundle: str | None, threads: int) -> None:
-        self._held = Held("retriever", bundles, bundle, threads)
+    def __init__(
+        self, bundles: str, bundle: str | None, threads: int, lone_threads: int | None = None
+    ) -> None:
+        self._held = Held("retriever", bundles, bundle, threads, lone_threads)
 
     async def hold(self, bundles: Sequence[str]) -> list[str]:
         """See :meth:`Held.hold`."""
         return await self._held.hold(bundles)
 
-    async def retrieve(self, bundle: str, histories: Histories, depth: int | None) -> Fused:
+    async def retrieve(
+        self, bundle: str, histories: Histories, depth: int | None, *, lone: bool = False
+    ) -> Fused:
         """B histories × C candidates, best first; the first ``depth`` where it is a number."""
         return await self._held.run(
-            bundle, lambda pipeline: pipeline.retrieve(histories).head(depth)
+            bundle, lambda pipeline: pipeline.retrieve(histories).head(depth), lone=lone
         )
 
 
@@ -206,15 +259,23 @@ class Found:
 class EmbeddingRetriever:
     """Embedder and retriever in one replica: one call less, where one machine holds both anyway."""
 
-    def __init__(self, bundles: str, bundle: str | None, threads: int) -> None:
-        self._held = Held("retriever", bundles, bundle, threads, embeds=True)
+    def __init__(
+        self, bundles: str, bundle: str | None, threads: int, lone_threads: int | None = None
+    ) -> None:
+        self._held = Held("retriever", bundles, bundle, threads, lone_threads, embeds=True)
 
     async def hold(self, bundles: Sequence[str]) -> list[str]:
         """See :meth:`Held.hold`."""
         return await self._held.hold(bundles)
 
     async def retrieve(
-        self, bundle: str, histories: Histories, depth: int | None, missing: BoolArray
+        self,
+        bundle: str,
+        histories: Histories,
+        depth: int | None,
+        missing: BoolArray,
+        *,
+        lone: bool = False,
     ) -> Found:
         """As :meth:`Retriever.retrieve`, after the vectors that are ``missing`` [B]."""
 
@@ -231,7 +292,7 @@ class EmbeddingRetriever:
             embed_s = time.monotonic() - began
             return Found(pipeline.retrieve(asked).head(depth), made, embed_s)
 
-        return await self._held.run(bundle, find)
+        return await self._held.run(bundle, find, lone=lone)
 
 
 def _filled(histories: Histories, missing: BoolArray, made: FloatArray | None) -> Histories:
@@ -248,14 +309,18 @@ def _filled(histories: Histories, missing: BoolArray, made: FloatArray | None) -
 class Reranker:
     """The cross-encoder over the top of the fused list."""
 
-    def __init__(self, bundles: str, bundle: str | None, threads: int) -> None:
-        self._held = Held("reranker", bundles, bundle, threads)
+    def __init__(
+        self, bundles: str, bundle: str | None, threads: int, lone_threads: int | None = None
+    ) -> None:
+        self._held = Held("reranker", bundles, bundle, threads, lone_threads)
 
     async def hold(self, bundles: Sequence[str]) -> list[str]:
         """See :meth:`Held.hold`."""
         return await self._held.hold(bundles)
 
-    async def rerank(self, bundle: str, histories: Histories, items: CodeArray) -> FloatArray:
+    async def rerank(
+        self, bundle: str, histories: Histories, items: CodeArray, *, lone: bool = False
+    ) -> FloatArray:
         """[B, R] scores of ``items`` [B, R] from 0 to 1.
 
         A few histories at a time: when the call is cancelled the rest is not done.
@@ -270,5 +335,5 @@ class Reranker:
             ) -> FloatArray:
                 return pipeline.rerank_scores(rows, top)
 
-            parts.append(await self._held.run(bundle, score))
+            parts.append(await self._held.run(bundle, score, lone=lone))
         return np.concatenate(parts)

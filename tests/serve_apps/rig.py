@@ -22,6 +22,7 @@ class FakeStage:
 
     def __init__(self, name: str, method: Callable[..., Any]) -> None:
         self.sizes: list[int] = []
+        self.lone: list[bool] = []
         self.failure: Exception | Callable[[], Any] | None = None
         self.refusal: Exception | None = None
         self.held: list[str] = []
@@ -39,9 +40,10 @@ class FakeStage:
 
         return SimpleNamespace(results_async=results)
 
-    async def _remote(self, bundle: str, histories: Histories, *rest: Any) -> Any:
+    async def _remote(self, bundle: str, histories: Histories, *rest: Any, lone: bool) -> Any:
         assert len(bundle) == 32
         self.sizes.append(len(histories))
+        self.lone.append(lone)
         if isinstance(self.failure, Exception):
             raise self.failure
         if self.failure is not None:

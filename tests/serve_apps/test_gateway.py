@@ -35,6 +35,7 @@ def test_an_answer_passes_all_stages(rig: Rig, paper_bundles: BundleStore):
     assert set(answer["timings_ms"]) == {"embed", "retrieve", "rerank", "queue", "total"}
     assert answer["degraded"] == []
     assert answer["fallback"] is None
+    assert rig.embedder.lone == rig.retriever.lone == rig.reranker.lone == [True]
 
 
 def test_a_retriever_may_embed_too(paper_bundles: BundleStore):
@@ -267,6 +268,8 @@ def test_a_batch_is_split_over_its_share_of_the_replicas(
         assert all(ids(answer) == ["i4", "i3", "i2", "i1", "i0"] for answer in answers)
         assert rig.retriever.sizes == retrieved
         assert rig.reranker.sizes == [8, 8]
+        assert rig.retriever.lone == [len(retrieved) == 1 for _ in retrieved]
+        assert rig.reranker.lone == [False, False]
 
     asyncio.run(main())
 

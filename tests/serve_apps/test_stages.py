@@ -1,11 +1,15 @@
 """The stage classes in this process, with inputs as they come out of Ray: read-only."""
 
 import asyncio
+import ctypes
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.errors import BundleError
@@ -112,3 +116,48 @@ def test_a_stage_answers_for_the_bundle_that_it_holds_only(bundles: BundleStore)
     histories = Service.load(bundles.current()).ask([RecommendRequest()]).histories
     with pytest.raises(BundleError, match="does not hold bundle other"):
         asyncio.run(retriever.retrieve("other", histories, None))
+
+
+def test_a_batch_that_is_alone_has_more_threads(bundles: BundleStore):
+    bundle = bundles.current().name
+    stage = Embedder(str(bundles.directory), bundle, 1, 2)
+    same = Embedder(str(bundles.directory), bundle, 1)
+
+    async def threads(embedder: Embedder) -> list[int]:
+        held = embedder._held
+        return [
+            await held.run(bundle, lambda _: torch.get_num_threads(), lone=lone)
+            for lone in (False, True, False)
+        ]
+
+    assert asyncio.run(threads(stage)) == [1, 2, 1]
+    assert asyncio.run(threads(same)) == [1, 1, 1]
+
+
+FAULTS = """
+import resource, numpy as np
+from serve_apps.stages import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        pieces = [np.full(2**21, 1.0) for _ in range(3)]  # 16 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+{call}
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_memory_that_models_use_again_is_kept():
+    kept, given_back = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS.format(call=call)],
+                stdout=subprocess.PIPE,
+                check=True,
+            ).stdout
+        )
+        for call in ("keep_memory()", "")
+    )
+    assert kept < given_back / 10

@@ -68,6 +68,10 @@ class Layers(torch.nn.Module):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """[B, L, D] of [B, L, D]; the mask, where there is one, as Transformers makes it."""
+        if attention_mask is not None and attention_mask.dtype is torch.bool:
+            # [B, 1, L, L], but the same for all queries; each layer would make numbers of it again.
+            keys = attention_mask[:, :, :1]
+            attention_mask = hidden_states.new_zeros(keys.shape).masked_fill_(~keys, float("-inf"))
         for layer in self._layers:
             hidden_states = layer(hidden_states, attention_mask)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states)

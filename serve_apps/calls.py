@@ -183,9 +183,10 @@ class Stage:
         self._row_s, self._learned = row_s, time.monotonic()
 
     async def _call(self, rows: int, arguments: tuple[Any, ...], *, lone: bool) -> Any:
+        # Lone calls go to the replica that had the one before, others take turns: so does a retry.
         for attempt in range(ATTEMPTS):
             self._on_call(self.name, rows)
-            response = getattr(self.handle, self.name).remote(*arguments, lone=lone)
+            response = getattr(self.handle, self.name).remote(*arguments, lone=lone and not attempt)
             try:
                 return await response
             except asyncio.CancelledError:

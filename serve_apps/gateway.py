@@ -68,7 +68,8 @@ class GatewayConfig(Config):
     stage_timeout_s: float = Field(default=10.0, gt=0)
     """A stage that takes longer has failed."""
     load_timeout_s: float = Field(default=300.0, gt=0)
-    """A replica that takes longer to load a bundle has failed."""
+    """A replica that takes longer to load a bundle has failed. Those of one machine load one after
+    the other, and their waiting counts."""
     watch_s: float = Field(default=1.0, gt=0)
     """Seconds between two looks at which bundle is current."""
     vector_cache: int = Field(default=20_000, ge=0)

@@ -10,10 +10,11 @@ are held, in a thread of its own, while these go on answering.
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import fcntl
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
+from fusionrec.allocator import keep_memory
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories
 from fusionrec.errors import BundleCorrupt, BundleError
@@ -38,9 +40,8 @@ T = TypeVar("T")
 
 _LOADING_NICENESS = 5
 """Linux gives a thread of this niceness a third of the time of one that answers requests."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 32 * 2**20
-"""The largest piece that glibc keeps; it takes no larger number."""
+_TURN = Path(tempfile.gettempdir()) / f"fusionrec-loading-{os.getuid()}"
+"""A file that the replica which loads a bundle has locked."""
 _RERANK_ROWS = 4
 """Histories reranked between two looks at whether their askers are still there."""
 
@@ -101,7 +102,7 @@ class Held:
         loop = asyncio.get_running_loop()
         for bundle in bundles:
             if bundle not in self._pipelines:
-                pipeline = await loop.run_in_executor(self._loader, self._load, bundle)
+                pipeline = await loop.run_in_executor(self._loader, self._load_in_turn, bundle)
                 self._pipelines[bundle] = pipeline
         for bundle in set(self._pipelines) - set(bundles):
             del self._pipelines[bundle]
@@ -147,6 +148,12 @@ class Held:
             logger.exception("the current bundle is damaged, loading the one before it")
             return earlier[0], self._load(earlier[0])
 
+    def _load_in_turn(self, bundle: str) -> Pipeline:
+        """One replica of a machine after the other: together they would slow all answers down."""
+        with _TURN.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # given back with the file, also by a killed process
+            return self._load(bundle)
+
     def _load(self, bundle: str) -> Pipeline:
         from fusionrec.serving.pipeline import Pipeline, Stage
 
@@ -171,18 +178,6 @@ def _set_threads(number: int) -> None:
     torch = sys.modules.get("torch")  # only where a model was loaded
     if torch is not None and torch.get_num_threads() != number:
         torch.set_num_threads(number)
-
-
-def keep_memory() -> None:
-    """Have glibc keep what models let go of: they want as much for the next layer.
-
-    By default it gives large pieces back to the system, which clears each page before it lends it
-    again: a seventh of a reranker's time. See mallopt(3).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc only
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, 16 * _KEPT_BYTES)
 
 
 def step_back() -> None:

@@ -35,13 +35,14 @@ def test_rows_are_padded_as_transformers_pads_them(encoder: Encoder, side: str):
 
 def test_batches_on_a_cpu_hold_so_many_tokens(encoder: Encoder, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inference, "_CPU_TOKENS", 16)
-    rows = [{"input_ids": [5] * length, "attention_mask": [1] * length} for length in (2, 20, 8, 7)]
+    lengths = (2, 20, 4, 4, 4, 4)
+    rows = [{"input_ids": [5] * length, "attention_mask": [1] * length} for length in lengths]
     shapes = []
 
     def forward(inputs: Any) -> torch.Tensor:
         shapes.append(tuple(inputs["input_ids"].shape))
         return inputs["attention_mask"].sum(dim=1)
 
-    found = infer(encoder.model, encoder.tokenizer, rows, forward, 3, Precision.FP32)
-    assert shapes == [(1, 20), (2, 8), (1, 2)]  # the longest texts first
-    np.testing.assert_array_equal(found, [2, 20, 8, 7])
+    found = infer(encoder.model, encoder.tokenizer, rows, forward, 8, Precision.FP32)
+    assert shapes == [(1, 20), (3, 4), (2, 4)]  # the longest texts first, then equal parts
+    np.testing.assert_array_equal(found, lengths)

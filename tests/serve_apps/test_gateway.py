@@ -254,6 +254,7 @@ def test_a_part_that_failed_is_sent_again(rig: Rig):
     answer = asyncio.run(rig.recommend(user_id="ann"))
     assert len(answer["items"]) == 5
     assert rig.retriever.sizes == [1, 1]
+    assert rig.retriever.lone == [True, False]  # elsewhere
 
 
 @pytest.mark.parametrize(("ahead", "retrieved"), [(0, [16]), (1, [8, 8])])

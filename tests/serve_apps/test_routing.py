@@ -8,13 +8,20 @@ from typing import Any
 
 import pytest
 from ray import serve
-from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
+from ray.serve._private.common import (
+    DeploymentHandleSource,
+    DeploymentID,
+    ReplicaID,
+    RequestMetadata,
+)
+from ray.serve._private.request_router.common import PendingRequest
 from ray.serve.config import RequestRouterConfig
 
 from serve_apps.recommend import ROUTING
 from serve_apps.routing import LeastLoadedRouter
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+METADATA = RequestMetadata(request_id="r", internal_request_id="i")
 STAGE = DeploymentID(name="Embedder", app_name="recommend")
 
 
@@ -28,14 +35,22 @@ def _router() -> LeastLoadedRouter:
     return router
 
 
-def _choose(router: LeastLoadedRouter, names: str, queues: dict[str, int]) -> list[str]:
+def _choose(
+    router: LeastLoadedRouter, names: str, queues: dict[str, int], *, lone: bool = False
+) -> list[str]:
     replicas: list[Any] = [
         SimpleNamespace(replica_id=ReplicaID(name, deployment_id=STAGE)) for name in names
     ]
     router._replica_id_set = {replica.replica_id for replica in replicas}
     for name, length in queues.items():
         router.replica_queue_len_cache.update(ReplicaID(name, deployment_id=STAGE), length)
-    ranks = asyncio.run(router.choose_replicas(replicas))
+
+    async def choose() -> list[list[Any]]:
+        # Made here: it wants a running loop.
+        request = PendingRequest(args=[], kwargs={"lone": lone}, metadata=METADATA)
+        return await router.choose_replicas(replicas, request)
+
+    ranks = asyncio.run(choose())
     return [replica.replica_id.unique_id for rank in ranks for replica in rank]
 
 
@@ -44,6 +59,17 @@ def test_calls_that_are_sent_together_take_turns():
     first = [_choose(router, "abc", {})[0] for _ in range(6)]
     assert sorted(first[:3]) == ["a", "b", "c"]
     assert first[3:] == first[:3]
+
+
+def test_calls_that_are_alone_go_where_the_last_one_went():
+    router = _router()
+    last = [_choose(router, "abc", {})[0] for _ in range(2)][-1]
+    for _ in range(3):
+        router._sending.clear()  # it was answered
+        assert _choose(router, "abc", {}, lone=True)[0] == last
+    router._sending.clear()
+    assert _choose(router, "abc", {})[0] != last
+    assert _choose(router, "abc", {last: 1}, lone=True)[0] != last
 
 
 def test_the_shortest_queue_comes_first():

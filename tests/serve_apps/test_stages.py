@@ -1,10 +1,7 @@
 """The stage classes in this process, with inputs as they come out of Ray: read-only."""
 
 import asyncio
-import ctypes
 import dataclasses
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -132,32 +129,3 @@ def test_a_batch_that_is_alone_has_more_threads(bundles: BundleStore):
 
     assert asyncio.run(threads(stage)) == [1, 2, 1]
     assert asyncio.run(threads(same)) == [1, 1, 1]
-
-
-FAULTS = """
-import resource, numpy as np
-from serve_apps.stages import keep_memory
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        pieces = [np.full(2**21, 1.0) for _ in range(3)]  # 16 MiB each
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-{call}
-faults()
-print(faults())
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
-def test_memory_that_models_use_again_is_kept():
-    kept, given_back = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", FAULTS.format(call=call)],
-                stdout=subprocess.PIPE,
-                check=True,
-            ).stdout
-        )
-        for call in ("keep_memory()", "")
-    )
-    assert kept < given_back / 10

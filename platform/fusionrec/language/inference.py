@@ -6,6 +6,7 @@ text, and without the order most of the work would be on padding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -130,9 +131,10 @@ def infer(
     results, start = [], 0
     with inference(model, precision):
         while start < len(order):
-            longest = len(rows[order[start]]["input_ids"])
+            longest, left = len(rows[order[start]]["input_ids"]), len(order) - start
             most = _CPU_TOKENS // longest if model.device.type == "cpu" else batch_size
-            stop = start + max(1, min(most, batch_size))
+            # Equal parts: a small one at the end would cost more a row.
+            stop = start + math.ceil(left / math.ceil(left / max(1, min(most, batch_size))))
             inputs = pad(tokenizer, [rows[row] for row in order[start:stop]])
             start = stop
             on_device = {name: tensor.to(model.device) for name, tensor in inputs.items()}

@@ -125,6 +125,10 @@ class TrainingConfig(Config):
             free.add("lora")
         return self.model_dump(mode="json", exclude=free)
 
+    def shares_weights(self, world_size: int, *, bf16: bool) -> bool:
+        """Whether model and optimizer have the same weights: one worker computes in float32."""
+        return world_size == 1 and self.zero_stage < 3 and not bf16
+
     def deepspeed(self, world_size: int, *, bf16: bool, universal: bool = False) -> dict[str, Any]:
         """DeepSpeed's own configuration; ``universal`` when it will load a universal checkpoint."""
         zero: dict[str, Any] = {"stage": self.zero_stage}

@@ -94,7 +94,8 @@ class Estimate:
     trained: int
     """Parameters that are trained."""
     weights: int
-    """In the precision of the computation, with what ZeRO-3 gathers, and float32 masters."""
+    """In the precision of the computation, with what ZeRO-3 gathers, and float32 masters
+    where they are not the same."""
     gradients: int
     optimizer: int
     """Both moments of AdamW."""
@@ -177,7 +178,8 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
     trained = sum(count for count, on in counts if on)
     shards = num_workers
     share = -(-trained // shards)
-    weights, gathered = parameters * size + share * _WHOLE, 0
+    master = 0 if config.shares_weights(num_workers, bf16=half) else share * _WHOLE
+    weights, gathered = parameters * size + master, 0
     gradients, optimizer = trained * size, 2 * share * _WHOLE
     # Of several workers' gradients DeepSpeed sends copies, in a bucket. Then it copies its shard
     # out of the others, and once more into one piece for AdamW, which is fused and adds nothing.
@@ -188,7 +190,7 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
         stepping += share * size  # gradients are reduced into a buffer of their own
         if shards > 1:
             gathered = min(parameters, _GATHERED) * size
-            weights = -(-parameters // shards) * size + share * _WHOLE
+            weights = -(-parameters // shards) * size + master
     held = 0 if config.accumulation == 1 else gradients  # of the passes before
     return Estimate(
         parameters=parameters,

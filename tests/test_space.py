@@ -4,7 +4,8 @@ from pydantic import ValidationError
 from fusionrec.sources.bm25 import BM25Config
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.item_item import ItemItemConfig
-from fusionrec.space import Range, replaced, searched, setting
+from fusionrec.sources.item_knn import ItemKNN
+from fusionrec.space import Choice, Range, replaced, searched, setting
 
 
 def test_ranges_are_found_in_a_config_and_in_those_within():
@@ -19,6 +20,13 @@ def test_whole_numbers_are_known_by_their_type():
     space = searched(BM25Config())
     assert space["history_items"].whole
     assert not space["k1"].whole
+
+
+def test_choices_are_the_names_of_the_type():
+    space = searched(ItemItemConfig(learner=ItemKNN()))
+    assert space["learner.weighting"] == Choice(("length", "idf"))
+    assert {"cosine", "jaccard"} < set(space["learner.similarity"].names)
+    assert "learner.kind" not in space
 
 
 def test_a_range_holds_the_present_value():

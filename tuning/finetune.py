@@ -39,7 +39,7 @@ from fusionrec.progress import bar
 from fusionrec.serving.pipeline import read_config
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.semantic import Semantic
-from fusionrec.space import Range, replaced, searched, setting
+from fusionrec.space import Space, replaced, searched, setting
 from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.encoder import EncoderSettings
@@ -154,7 +154,7 @@ def campaign(config: FinetuneCampaign) -> Winner:
     return winner
 
 
-def space_of(start: EncoderRun) -> dict[str, Range]:
+def space_of(start: EncoderRun) -> Space:
     """What is searched: adapters only where adapters are trained."""
     found = searched(start)
     if start.training.method is not Method.LORA:

@@ -18,7 +18,12 @@ from typing import Any, Literal
 
 import optuna
 import ray
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from ray import tune
@@ -28,7 +33,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from fusionrec.errors import ConfigError
 from fusionrec.progress import bar
-from fusionrec.space import Range
+from fusionrec.space import Choice, Range, Space
 from jobs import cluster
 from tuning.journal import ended, open_study, spent_s
 
@@ -73,14 +78,17 @@ def rungs(epochs: int) -> list[int]:
     return found
 
 
-def distributions(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:
-    """The ranges as Optuna's."""
-    return {
-        name: IntDistribution(int(each.low), int(each.high), log=each.log)
-        if each.whole
-        else FloatDistribution(each.low, each.high, log=each.log)
-        for name, each in space.items()
-    }
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The ranges and choices as Optuna's."""
+    return {name: _distribution(each) for name, each in space.items()}
+
+
+def _distribution(each: Range | Choice) -> BaseDistribution:
+    if isinstance(each, Choice):
+        return CategoricalDistribution(each.names)
+    if each.whole:
+        return IntDistribution(int(each.low), int(each.high), log=each.log)
+    return FloatDistribution(each.low, each.high, log=each.log)
 
 
 def run_search(search: Search, trainable: type[tune.Trainable], **parts: object) -> optuna.Study:

@@ -3,14 +3,15 @@
 ::
 
     regularisation: Annotated[float, Range(1, 5000, log=True)] = Field(default=50.0, gt=0)
+    similarity: Annotated[Literal["cosine", "jaccard"], Choice()] = "cosine"
 
-A setting without a range is not searched. What draws from a space is not known here.
+A setting without either is not searched. What draws from a space is not known here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_args
 
 from fusionrec.config import Config
 
@@ -29,12 +30,24 @@ class Range:
     """Whether only whole numbers are meant: found from the setting's type by :func:`searched`."""
 
 
-def searched(config: Config, prefix: str = "") -> dict[str, Range]:
-    """Dotted name → range of every setting of ``config``, and of the configs in it, that has one.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of several names."""
+
+    names: tuple[str, ...] = ()
+    """All that the setting's type, a ``Literal``, has: found from it by :func:`searched`."""
+
+
+Space: TypeAlias = dict[str, Range | Choice]
+"""Dotted name → what the setting may become."""
+
+
+def searched(config: Config, prefix: str = "") -> Space:
+    """What every setting of ``config``, and of the configs in it, that is searched may become.
 
     A range is widened to hold the setting's present value: where a search starts from lies in it.
     """
-    found: dict[str, Range] = {}
+    found: Space = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, Config):
@@ -45,6 +58,8 @@ def searched(config: Config, prefix: str = "") -> dict[str, Range]:
                 found[prefix + name] = replace(
                     each, low=low, high=high, whole=field.annotation is int
                 )
+            elif isinstance(each, Choice):
+                found[prefix + name] = Choice(get_args(field.annotation))
     return found
 
 

@@ -80,18 +80,55 @@ def test_sparse_ease_regresses_on_what_tells_most():
 
 
 @pytest.mark.filterwarnings("ignore:Method expects CSR input")
-def test_item_knn_is_the_cosine_of_implicit(random_data):
-    from implicit.nearest_neighbours import CosineRecommender
+@pytest.mark.parametrize(
+    ("peer", "settings"),
+    [
+        ("CosineRecommender", {"power": 0.5, "length_power": 0}),
+        ("TFIDFRecommender", {"power": 0.5, "weighting": "idf"}),
+        ("BM25Recommender", {"similarity": "bm25", "weighting": "idf", "k1": 1.2, "b": 0.75}),
+    ],
+)
+def test_item_knn_is_that_of_implicit(random_data, peer, settings):
+    from implicit import nearest_neighbours
 
     histories = random_data.histories
     ones = np.ones(len(histories.items))
     matrix = sp.csr_matrix((ones, (histories.rows, histories.items)), shape=(80, 30))
-    peer = CosineRecommender(K=30, num_threads=1)
-    peer.fit(matrix, show_progress=False)
-    expected = peer.similarity.toarray()
+    model = getattr(nearest_neighbours, peer)(K=30, num_threads=1)
+    model.fit(matrix, show_progress=False)
+    expected = model.similarity.toarray()
     np.fill_diagonal(expected, 0)
-    cosine = ItemKNN(power=0.5, length_power=0, shrinkage=0)
-    np.testing.assert_allclose(cosine.learn(random_data, 30).matrix.toarray(), expected, atol=1e-6)
+    found = ItemKNN(**settings, shrinkage=0).learn(random_data, 30).matrix.toarray()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "to_second", "to_first"),
+    [
+        ({"similarity": "cosine", "power": 0.5}, 2 / 8**0.5, 2 / 8**0.5),
+        ({"similarity": "asymmetric-cosine", "power": 0.75}, 2**-0.75, 2**-0.25),
+        ({"similarity": "conditional", "power": 0.5}, 2 / (4 * 2**0.5), 2 / (2 * 4**0.5)),
+        ({"similarity": "conditional", "power": 0, "length_power": 0.5}, 0.5**0.5 / 2, 0.5**0.5),
+        ({"similarity": "jaccard"}, 2 / 4, 2 / 4),
+        ({"similarity": "tversky"}, 2 * 2 / (4 + 2), 2 * 2 / (4 + 2)),  # Dice
+        ({"similarity": "tversky", "tversky_alpha": 1, "tversky_beta": 0}, 2 / 4, 2 / 2),
+        ({"similarity": "bm25", "k1": 1, "b": 1}, 2 * 14**2 / (23 * 15), 2 * 14**2 / (23 * 15)),
+    ],
+)
+def test_item_knn_by_hand(settings, to_second, to_first):
+    # Four users have the first item, two of them the second, another one the third, none the last.
+    data = training([[0, 1], [0, 1], [0, 2], [0]], 4)
+    learner = ItemKNN(**{"length_power": 0, "shrinkage": 0} | settings)
+    found = learner.learn(data, 4).matrix.toarray()
+    assert found[0, 1] == pytest.approx(to_second, rel=1e-6)
+    assert found[1, 0] == pytest.approx(to_first, rel=1e-6)
+    assert found[1, 2] == found[1, 3] == found[3, 1] == 0
+
+
+def test_shrinkage_is_added_to_every_denominator():
+    data = training([[0, 1], [0, 1], [0, 2]], 3)
+    learner = ItemKNN(similarity="jaccard", length_power=0, shrinkage=1)
+    assert learner.learn(data, 3).matrix.toarray()[0].tolist() == pytest.approx([0, 2 / 4, 1 / 4])
 
 
 def test_transitions_count_steps_with_decay():

@@ -1,7 +1,7 @@
 import pytest
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from fusionrec.space import Range
+from fusionrec.space import Choice, Range
 from tuning.search import distributions, fit, rungs
 
 
@@ -19,9 +19,13 @@ def test_rungs_end_with_the_whole_fit(epochs, expected):
     assert rungs(epochs) == expected
 
 
-def test_distributions_are_those_of_the_ranges():
-    found = distributions({"a": Range(1, 9, log=True), "b": Range(1, 9, whole=True)})
-    assert found == {"a": FloatDistribution(1, 9, log=True), "b": IntDistribution(1, 9)}
+def test_distributions_are_those_of_the_space():
+    space = {"a": Range(1, 9, log=True), "b": Range(1, 9, whole=True), "c": Choice(("x", "y"))}
+    assert distributions(space) == {
+        "a": FloatDistribution(1, 9, log=True),
+        "b": IntDistribution(1, 9),
+        "c": CategoricalDistribution(("x", "y")),
+    }
 
 
 @pytest.mark.ray

@@ -1,7 +1,7 @@
 """Search the trade between NDCG, diversity, coverage and latency.
 
 What is searched is the trust in each source, a factor on its weights, and how diverse lists are
-made.
+made: the weights of that, and the cap per category.
 
 NSGA-II (Deb et al., IEEE TEC 2002) proposes; what no other point beats in everything is the front.
 The chosen point is the one of the front that lies nearest to having the best of everything, among
@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import Field
 from ray import tune
 from rich.table import Table
@@ -44,6 +44,7 @@ from jobs.entry import run
 from tuning.journal import claim, owned, write_json
 from tuning.search import Search, run_search
 from tuning.tradeoff import (
+    CAP,
     MOST,
     SPREAD_MOST,
     TRUST,
@@ -95,7 +96,8 @@ class Point(Config):
     number: int
     """Of its trial; 0 is the fusion as it was."""
     params: dict[str, float]
-    """``trust.SOURCE``: factor on its weights; ``diversity.WEIGHT``: of ``diversity.json``."""
+    """``trust.SOURCE``: factor on its weights; ``diversity.NAME``: of ``diversity.json``, where a
+    cap per category of all places is none."""
     values: dict[str, float]
     """Metric → value on the validation cases."""
 
@@ -256,10 +258,7 @@ def _search(config: ParetoCampaign, dataset: Dataset, begun: Begun) -> Front:
         Search(
             name="pareto",
             directory=config.out,
-            space={
-                name: FloatDistribution(0, max(value, MOST if TRUST in name else SPREAD_MOST))
-                for name, value in start.items()
-            },
+            space={name: _distribution(name, value, diversity) for name, value in start.items()},
             start=start,
             metrics=modes,
             sampler=_sampler,
@@ -313,6 +312,13 @@ def choose(
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.NSGAIISampler(seed=seed, population_size=30)
+
+
+def _distribution(name: str, value: float, diversity: Diversity) -> BaseDistribution:
+    """What a parameter may become that is ``value`` now."""
+    if name == CAP:
+        return IntDistribution(1, diversity.config.places)
+    return FloatDistribution(0, max(value, MOST if TRUST in name else SPREAD_MOST))
 
 
 def _noted(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What a point is worth beside NDCG: diversity, coverage, and what it costs.
 
-A point is a *trust* in each source and the weights of the diversity of lists. A trust multiplies a
+A point is a *trust* in each source, the weights of the diversity of lists and the cap per category.
+A trust multiplies a
 source's weights in every segment; below ``OFF`` the source is not asked at all: what only it
 proposed is gone, and so is its time. Each point is fused and made diverse by the very functions
 that the pipeline uses.
@@ -29,6 +30,8 @@ from fusionrec.sources.protocol import Source
 
 TRUST, SPREAD = "trust.", "diversity."
 """What the names of a point's parameters begin with."""
+CAP = f"{SPREAD}max_per_category"
+"""The parameter that is no weight: a whole number, as many as there are places for no cap."""
 OFF = 0.1
 """Trust below which a source is not asked."""
 MOST = 2.0
@@ -67,13 +70,16 @@ class Tradeoff:
         """The parameters of the pipeline as it is, whose names are those of every point."""
         used = {n for segment in self.fusion.segments for n, w in segment.weights.items() if w > 0}
         trusts = {f"{TRUST}{n}": float(n in used) for n in self.fusion.sources}
-        names = ["similarity", "calibration"] if len(self.diversity.categories.codes) else []
+        config, categorised = self.diversity.config, len(self.diversity.categories.codes) > 0
+        names = ["similarity", "calibration"] if categorised else []
         names.append("popularity")
         if self.diversity.releases is not None:
             names.append("freshness")
         if self.diversity.prices is not None:
             names.append("exposure")
-        return trusts | {f"{SPREAD}{n}": float(getattr(self.diversity.config, n)) for n in names}
+        weights = {f"{SPREAD}{name}": float(getattr(config, name)) for name in names}
+        cap = min(config.max_per_category or config.places, config.places)
+        return trusts | weights | ({CAP: float(cap)} if categorised else {})
 
     def measure(self, point: Mapping[str, float]) -> dict[str, float]:
         """ndcg, diversity (where items have text or categories), coverage and latency_ms."""
@@ -108,11 +114,13 @@ class Tradeoff:
 
 
 def diversified(config: DiversityConfig, point: Mapping[str, float]) -> DiversityConfig:
-    """``config`` with the weights of ``point``."""
+    """``config`` with the weights and the cap of ``point``."""
     weights = {n.removeprefix(SPREAD): w for n, w in point.items() if n.startswith(SPREAD)}
-    return config.model_copy(
-        update={name: weight if weight >= SPREAD_OFF else 0.0 for name, weight in weights.items()}
-    )
+    update: dict[str, float | None] = {n: w if w >= SPREAD_OFF else 0.0 for n, w in weights.items()}
+    if CAP in point:
+        cap = int(point[CAP])
+        update["max_per_category"] = cap if cap < config.places else None
+    return config.model_copy(update=update)
 
 
 def weighed(fusion: Fusion, point: Mapping[str, float]) -> Fusion:

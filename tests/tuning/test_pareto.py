@@ -79,13 +79,14 @@ def tradeoff(fitted, synthetic):
     )
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.4])
+@pytest.mark.parametrize(("weight", "cap"), [(0.0, None), (0.4, 2)])
 @pytest.mark.parametrize("off", [(), ("bm25",), ("popularity", "item-knn")])
 def test_a_point_is_what_the_pipeline_would_answer(
-    tradeoff, fitted, synthetic, tmp_path, off, weight
+    tradeoff, fitted, synthetic, tmp_path, off, weight, cap
 ):
     trusts = {f"trust.{name}": 0.0 if name in off else 1.5 for name in tradeoff.fusion.sources}
-    point = {**trusts, "diversity.similarity": weight, "diversity.popularity": 0.01}
+    weights = {"diversity.similarity": weight, "diversity.popularity": 0.01}
+    point = {**trusts, **weights, "diversity.max_per_category": float(cap or 20)}
     found = tradeoff.measure(point)
     directory = shutil.copytree(fitted, tmp_path / "pipeline")
     fusion = weighed(tradeoff.fusion, point)
@@ -93,7 +94,7 @@ def test_a_point_is_what_the_pipeline_would_answer(
     (directory / "pipeline.json").write_text(settings.model_dump_json())
     fusion.save(directory / "fusion.json")
     config = diversified(tradeoff.diversity.config, point)
-    assert config == DiversityConfig(similarity=weight)  # 0.01 is off
+    assert config == DiversityConfig(similarity=weight, max_per_category=cap)  # 0.01 is off
     if weight:
         replace(tradeoff.diversity, config=config).save(directory / "diversity")
     cases = split(synthetic).validation
@@ -109,7 +110,8 @@ def test_a_point_is_what_the_pipeline_would_answer(
 
 def test_the_start_is_the_pipeline_as_it_is(tradeoff):
     start = tradeoff.start()
-    assert set(start.values()) == {0.0, 1.0}
+    assert start["diversity.max_per_category"] == 20  # of 20 places: none
+    assert set(start.values()) == {0.0, 1.0, 20.0}
     assert weighed(tradeoff.fusion, start) == tradeoff.fusion
     assert not diversified(tradeoff.diversity.config, start).changes
 
@@ -118,6 +120,18 @@ def test_similar_lists_can_be_traded(tradeoff):
     start = tradeoff.start()
     spread = tradeoff.measure({**start, "diversity.similarity": 0.5})
     assert spread["diversity"] > tradeoff.measure(start)["diversity"]
+
+
+def test_a_cap_per_category_can_be_traded(tradeoff):
+    start = tradeoff.start()
+    capped = tradeoff.measure({**start, "diversity.max_per_category": 1.0})
+    assert capped["diversity"] > tradeoff.measure(start)["diversity"]
+    assert capped["latency_ms"] == tradeoff.measure(start)["latency_ms"] + 16
+    config = DiversityConfig(max_per_category=3)
+    begun = replace(tradeoff, diversity=replace(tradeoff.diversity, config=config)).start()
+    assert begun["diversity.max_per_category"] == 3
+    assert diversified(config, begun) == config
+    assert diversified(config, start).max_per_category is None
 
 
 def test_what_the_pipeline_has_can_be_traded(tradeoff):

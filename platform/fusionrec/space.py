@@ -53,7 +53,7 @@ def searched(config: Config, prefix: str = "") -> Space:
         if isinstance(value, Config):
             found |= searched(value, f"{prefix}{name}.")
         for each in field.metadata:
-            if isinstance(each, Range):
+            if isinstance(each, Range) and not isinstance(value, str):  # else it is learned
                 low, high = min(each.low, value), max(each.high, value)
                 found[prefix + name] = replace(
                     each, low=low, high=high, whole=field.annotation is int

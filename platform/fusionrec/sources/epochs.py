@@ -1,9 +1,8 @@
 """Training in epochs, until held-out events are found no better: the loop of SASRec and RecVAE.
 
-Of the training histories, the newest event of some is held out: later than all that their users
-are learned from, and with timestamps, of the histories that end last. After each epoch the model
-ranks the catalogue for them; training ends once NDCG@10 has not risen for a while, and the weights
-of the best epoch are kept.
+Of the training histories, the newest event of some is held out. After each epoch the model ranks
+the catalogue for them; training ends once NDCG@10 has not risen for a while, and the weights of the
+best epoch are kept.
 
 Sources import this when they are fitted, and no earlier: it needs torch, and serving does not.
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from fusionrec.data.histories import Histories
 from fusionrec.progress import bar
+from fusionrec.sources.held_out import hold_out
 from fusionrec.sources.protocol import TrainingData
 
 HELD_OUT = 3000
@@ -56,25 +56,10 @@ class HeldOut:
     def of(cls, data: TrainingData, share: float, seed: int) -> tuple[Histories, Self]:
         """The histories that are left to learn from, and what is held out of them.
 
-        ``share`` of the events, at most ``HELD_OUT``, from histories that a question is left of.
+        ``share`` of the events, at most ``HELD_OUT``; see :func:`hold_out`.
         """
-        histories = data.histories
-        (enough,) = np.nonzero(histories.lengths >= 3)
-        count = min(len(enough), HELD_OUT, int(share * len(histories.items)))
-        ends = histories.offsets[1:] - 1
-        if data.has_timestamps:
-            order = np.argsort(-histories.timestamps[ends[enough]], kind="stable")
-        else:
-            order = np.random.default_rng(seed).permutation(len(enough))
-        chosen = np.sort(enough[order[:count]])
-        keep = np.ones(len(histories.items), dtype=np.bool_)
-        keep[ends[chosen]] = False
-        lengths = np.bincount(histories.rows[keep], minlength=len(histories))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        left = Histories(histories.items[keep], histories.timestamps[keep], offsets)
-        chosen = chosen[np.argsort(lengths[chosen], kind="stable")]  # little padding in a block
-        targets = torch.from_numpy(histories.items[ends[chosen]]).long()
-        return left, cls(left.take(chosen), targets)
+        left, histories, targets = hold_out(data, share, HELD_OUT, seed)
+        return left, cls(histories, torch.from_numpy(targets).long())
 
     def __len__(self) -> int:
         return len(self.histories)

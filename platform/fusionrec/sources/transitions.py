@@ -5,12 +5,13 @@
 
 A first-order Markov chain is ``steps=1, from_power=1``. The wider window with decay is the
 sequential rules of Ludewig & Jannach, "Evaluation of Session-based Recommendation Algorithms"
-(2018), with counts damped by powers instead of normalised.
+(2018), with counts damped by powers instead of normalised. The decay is set, or learned:
+:mod:`fusionrec.sources.decays`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,6 +23,9 @@ from fusionrec.retrieval.rows import SparseRows
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.space import Range
 
+Decay: TypeAlias = Annotated[float, Field(gt=0, le=1)] | Literal["learned"]
+"""A setting: a factor, or that it is to be learned from the training events."""
+
 
 class Transitions(Config):
     """Learns from the order of events."""
@@ -29,15 +33,17 @@ class Transitions(Config):
     kind: Literal["transitions"] = "transitions"
     steps: Annotated[int, Range(1, 50, log=True)] = Field(default=20, ge=1)
     """How many events apart two items may be."""
-    decay: Annotated[float, Range(0.2, 1)] = Field(default=0.8, gt=0, le=1)
-    """Weight of a step relative to the one before it."""
+    decay: Annotated[Decay, Range(0.2, 1)] = 0.8
+    """Weight of a step relative to the one before it; learned: that under which held-out training
+    events are most likely."""
     from_power: Annotated[float, Range(0, 1)] = Field(default=0.5, ge=0, le=1)
     """Damping of frequent earlier items."""
     to_power: Annotated[float, Range(0, 1)] = Field(default=0.0, ge=0, le=1)
     """Damping of frequent later items; 0 lets popularity count."""
 
     def learn(self, data: TrainingData, neighbours: int) -> SparseRows:
-        """Count. Cost: ``steps`` passes over the events."""
+        """Count, with a decay that is known. Cost: ``steps`` passes over the events."""
+        assert isinstance(self.decay, float), "what is learned is put in before"
         items = data.histories.items
         end = np.repeat(data.histories.offsets[1:], data.histories.lengths)
         position = np.arange(len(items))

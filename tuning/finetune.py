@@ -65,7 +65,7 @@ class FinetuneSettings(Config):
     revision: str | None = None
     """Commit of a hub model."""
     method: Method = Method.FULL
-    """full: every weight is trained; lora: low-rank adapters, whose rank is searched too."""
+    """full: every weight is trained; lora, dora: adapters, whose rank is searched too."""
     epochs: int = Field(default=3, ge=1)
     """Passes of a whole trial over the examples."""
     batch_size: int = Field(default=64, ge=2)
@@ -157,7 +157,7 @@ def campaign(config: FinetuneCampaign) -> Winner:
 def space_of(start: EncoderRun) -> Space:
     """What is searched: adapters only where adapters are trained."""
     found = searched(start)
-    if start.training.method is not Method.LORA:
+    if not start.training.method.adapts:
         found = {name: each for name, each in found.items() if ".lora." not in name}
     return found
 

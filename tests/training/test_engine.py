@@ -1,4 +1,4 @@
-"""The engine with two gloo workers: every ZeRO stage, full and LoRA; kills, faults, refusals."""
+"""The engine with two gloo workers: every ZeRO stage, full and adapted; kills, faults, refusals."""
 
 import json
 import shutil
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from fusionrec.errors import TrainingError
 from fusionrec.training.engine import _refuse_difference
@@ -18,7 +19,7 @@ SKIPPED = [(1, "loss"), (2, "gradient"), (3, "loss"), (3, "gradient")]
 RESIZED = [(1, "full"), (2, "lora"), (3, "full")]
 STILL = {"dropout": False}
 VARIANTS = [(stage, method) for stage in (1, 2, 3) for method in ("full", "lora")]
-
+VARIANTS += [(stage, "dora") for stage in (1, 3)]
 
 pytestmark = pytest.mark.timeout(2000)  # two pairs of processes and one alone before a test ends
 
@@ -33,7 +34,22 @@ def scenario(directory: Path, model: Path, config: dict | None = None, **rest) -
 
 
 @pytest.fixture(scope="module")
-def begun(workers, tiny_encoder):
+def models(tiny_encoder, tmp_path_factory):
+    """{method: folder of the model that it starts from}.
+
+    DoRA reads another module's weights; of the tiny encoder's, ZeRO 3 shards none.
+    """
+    wide = tmp_path_factory.mktemp("wide")
+    shape = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        config = BertConfig(**shape, intermediate_size=128, vocab_size=64)
+        BertModel(config).save_pretrained(wide)
+    return {"full": tiny_encoder, "lora": tiny_encoder, "dora": wide}
+
+
+@pytest.fixture(scope="module")
+def begun(workers, tiny_encoder, models):
     """{name: answer} of the runs that are whole or come to no end; the last one was killed.
 
     Starting a process costs more than a dozen runs, so all that two fresh workers can do is done at
@@ -44,7 +60,7 @@ def begun(workers, tiny_encoder):
         config = configured(workers, stage, method)
         for part, end in (("whole", {}), ("broken", {"leave_at": 5 if stage == 2 else 7})):
             directory = workers.directory / f"{stage}-{method}-{part}"
-            scenarios[part, stage, method] = scenario(directory, tiny_encoder, config, **end)
+            scenarios[part, stage, method] = scenario(directory, models[method], config, **end)
     for method in ("full", "lora"):
         directory = workers.directory / f"{method}-still"
         scenarios["still", method] = scenario(
@@ -87,13 +103,13 @@ def alone(workers, begun, tiny_encoder):
 
 
 @pytest.fixture(scope="module")
-def ended(workers, begun, alone, tiny_encoder):
+def ended(workers, begun, alone, tiny_encoder, models):
     """{name: answer} of two fresh workers: of runs that go on, and of faults."""
     scenarios = {}
     for stage, method in VARIANTS:
         config = configured(workers, stage, method)
         directory = workers.directory / f"{stage}-{method}-broken"
-        scenarios["resumed", stage, method] = scenario(directory, tiny_encoder, config)
+        scenarios["resumed", stage, method] = scenario(directory, models[method], config)
     for stage, method in RESIZED:
         config = {"zero_stage": stage, "method": method}
         directory = workers.directory / f"{stage}-{method}-resized"
@@ -126,21 +142,22 @@ def test_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(runs, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_training_lowers_the_loss_and_moves_the_weights(runs, variant, tiny_encoder):
+def test_training_lowers_the_loss_and_moves_the_weights(runs, variant, models):
     whole, _ = runs[variant]
     assert np.mean(whole["losses"][-3:]) < np.mean(whole["losses"][:3])
-    before = load_file(tiny_encoder / "model.safetensors")
+    before = load_file(models[variant[1]] / "model.safetensors")
     after = load_file(Path(whole["result"]["model"]) / "model.safetensors")
     assert set(after) == {name for name in before if not name.startswith("pooler")}
     name = "encoder.layer.0.attention.self.query.weight"
     assert not torch.equal(before[name], after[name])
-    if variant[1] == "lora":  # what has no adapter stays as it was
+    if variant[1] != "full":  # what has no adapter stays as it was
         name = "embeddings.word_embeddings.weight"
         assert torch.equal(before[name], after[name])
 
 
-def test_zero_stages_agree(runs):
-    first, third = runs[1, "full"][0], runs[3, "full"][0]
+@pytest.mark.parametrize("method", ["full", "dora"])
+def test_zero_stages_agree(runs, method):
+    first, third = runs[1, method][0], runs[3, method][0]
     assert first["losses"] == pytest.approx(third["losses"], rel=1e-5)
 
 

@@ -46,6 +46,10 @@ def test_parameters(tiny_encoder):
     assert lora.trained == adapters
     assert lora.parameters == count + adapters
     assert lora.peak < full.peak
+    config = TrainingConfig(method="dora", lora=LoraSettings(rank=3))
+    dora = estimate(tiny_encoder, small(), config, num_workers=1)
+    # And a norm for each output.
+    assert dora.trained == adapters + 2 * (5 * 32 + 64) + 32
 
 
 def test_two_towers_are_counted(tiny_encoder):

@@ -90,8 +90,9 @@ def test_items_that_the_user_had_are_no_negatives(tiny_encoder, tmp_path):
 
 # peft reads an attribute that transformers has renamed.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-def test_merged_adapters_answer_like_the_adapted_model(task):
-    config = TrainingConfig(method=Method.LORA, lora=LoraSettings(rank=4, alpha=8))
+@pytest.mark.parametrize("method", [Method.LORA, Method.DORA])
+def test_merged_adapters_answer_like_the_adapted_model(task, method):
+    config = TrainingConfig(method=method, lora=LoraSettings(rank=4, alpha=8))
     adapted = weights.with_adapters(task.build_model(), task, config).eval()
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert trained

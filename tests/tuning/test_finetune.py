@@ -54,8 +54,9 @@ def test_adapters_are_searched_where_they_are_trained():
         "task.temperature",
         *(f"training.{name}" for name in ("learning_rate", "warmup", "weight_decay")),
     }
-    lora = space_of(EncoderRun(training=TrainingConfig(method="lora")))
-    assert set(lora) - set(full) == {"training.lora.rank"}
+    for method in ("lora", "dora"):
+        adapted = space_of(EncoderRun(training=TrainingConfig(method=method)))
+        assert set(adapted) - set(full) == {"training.lora.rank"}
 
 
 def test_the_best_model_is_kept(tmp_path):

@@ -18,6 +18,12 @@ class Method(StrEnum):
 
     FULL = "full"
     LORA = "lora"
+    DORA = "dora"
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, and all else but the head is frozen."""
+        return self is not Method.FULL
 
 
 class TrackerName(StrEnum):
@@ -29,7 +35,12 @@ class TrackerName(StrEnum):
 
 
 class LoraSettings(Config):
-    """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685) on every linear layer but the head."""
+    """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685) on every linear layer but the head.
+
+    W becomes W + ΔW with ΔW = B A alpha / rank. DoRA (Liu et al., 2024, arXiv:2402.09353) trains
+    the norm m of the weights of each output, too, which begins as that of W: W becomes
+    m (W + ΔW) / ‖W + ΔW‖, where the norm below is a constant to the gradient.
+    """
 
     rank: Annotated[int, Range(4, 64, log=True)] = Field(16, ge=1)
     """Rank of the update of a weight matrix."""
@@ -43,9 +54,10 @@ class TrainingConfig(Config):
     """How a task is trained. What is trained is the task's own business."""
 
     method: Method = Method.FULL
-    """full: every weight; lora: low-rank adapters, merged into the weights at the end."""
+    """full: every weight; lora: low-rank adapters; dora: these and the norm of each output's
+    weights. Adapters are merged into the weights at the end."""
     lora: LoraSettings = LoraSettings()
-    """Only read by the method lora."""
+    """Only read by the methods lora and dora."""
     zero_stage: int = Field(1, ge=1, le=3)
     """DeepSpeed ZeRO: 1 shards optimizer states over workers, 2 gradients too, 3 weights too."""
     epochs: int = Field(1, ge=1)
@@ -121,7 +133,7 @@ class TrainingConfig(Config):
         free = {"num_threads", "checkpoint_every", "keep_checkpoints", "report_every"}
         free |= {"activation_checkpointing", "max_skipped_steps", "spike_sigmas", "trackers"}
         free |= {"checkpoint_staging", "accumulation"}
-        if self.method is not Method.LORA:
+        if not self.method.adapts:
             free.add("lora")
         return self.model_dump(mode="json", exclude=free)
 

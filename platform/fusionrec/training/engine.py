@@ -12,7 +12,7 @@ The directory of a run, seen by all workers::
     DIR/refreshed/…        what tasks chose by the current model, such as mined negatives
     DIR/non-finite-*.json, DIR/spike-*.json    batches to look at, see fusionrec.training.faults
     DIR/model/…            what Task.save writes, adapters merged
-    DIR/adapter.safetensors    what LoRA trained, before it was merged
+    DIR/adapter.safetensors    what adapters learned, before they were merged
     DIR/result.json        written last; a finished run is not run again
 
 Costs: the first DeepSpeed import on a machine compiles an operator (35–100 s, needs g++ and ninja).
@@ -72,7 +72,7 @@ class TrainingResult(Config):
     weights_sha256: str
     """Of the first file of weights in ``model/``."""
     adapter_sha256: str | None
-    """Of ``adapter.safetensors``, where LoRA trained one."""
+    """Of ``adapter.safetensors``, where adapters were trained."""
     model: str
     """Directory of the trained model."""
     identity: dict[str, Any]
@@ -291,7 +291,7 @@ class _Run:
         progress = torch.tensor([loss, seconds], dtype=torch.float64)
 
         def write(directory: Path) -> None:
-            weights.save_shards(engine, directory, only_trained=self._lora)
+            weights.save_shards(engine, directory, only_trained=self._adapts)
             states = random_states() | {"progress": progress, "watch": self._watch.state()}
             weights.save_tensors(states, directory / f"rank-{self._rank:05d}.safetensors")
 
@@ -308,7 +308,7 @@ class _Run:
                 weights.make_universal(shards, universal)
             dist.barrier()
             shards, rank = universal, 0
-        weights.load_shards(engine, shards, only_trained=self._lora)
+        weights.load_shards(engine, shards, only_trained=self._adapts)
         states = weights.load_tensors(checkpoint.directory / f"rank-{rank:05d}.safetensors")
         loss, seconds = states.pop("progress").tolist()
         self._watch.restore(states.pop("watch"))
@@ -325,8 +325,8 @@ class _Run:
         return step, loss, seconds
 
     @property
-    def _lora(self) -> bool:
-        return weights.is_lora(self._config)
+    def _adapts(self) -> bool:
+        return self._config.method.adapts
 
     def _refuse_other_run(self, checkpoint: Checkpoint) -> None:
         """Another number of workers may go on where a step sees the same examples."""
@@ -346,7 +346,7 @@ class _Run:
     def _finish(self, engine: Any, loss: float, seconds: float, memory: int) -> TrainingResult:
         full = weights.gather(engine)
         adapter = self._directory / "adapter.safetensors"
-        if self._lora and self._rank == 0:
+        if self._adapts and self._rank == 0:
             weights.save_tensors(weights.trained(engine, full), adapter)
         examples = self._config.batch_size * self._config.accumulation * self._world * self._total
         path = self._directory / "result.json"
@@ -369,7 +369,7 @@ class _Run:
                 seconds=seconds,
                 peak_memory_bytes=memory,
                 weights_sha256=sha256_of(min(final.rglob("*.safetensors"))),
-                adapter_sha256=sha256_of(adapter) if self._lora else None,
+                adapter_sha256=sha256_of(adapter) if self._adapts else None,
                 model=str(final),
                 identity=self._identity,
             )

@@ -26,11 +26,6 @@ from fusionrec.training.task import Batch, Task
 SHARDS = "deepspeed"
 
 
-def is_lora(config: TrainingConfig) -> bool:
-    """Whether adapters are trained."""
-    return config.method is Method.LORA
-
-
 def use_bf16(precision: Precision) -> bool:
     """Whether to compute in bfloat16 here."""
     if precision is Precision.AUTO:
@@ -161,8 +156,8 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
 
 
 def with_adapters(model: torch.nn.Module, task: Headed, config: TrainingConfig) -> torch.nn.Module:
-    """The model itself, or with LoRA adapters around its linear layers and all else frozen."""
-    if config.method is Method.FULL:
+    """The model itself, or with adapters around its linear layers and all else frozen."""
+    if not config.method.adapts:
         return model
     import peft
 
@@ -170,6 +165,7 @@ def with_adapters(model: torch.nn.Module, task: Headed, config: TrainingConfig) 
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
+        use_dora=config.method is Method.DORA,
         target_modules="all-linear",
         exclude_modules=rf"(.*\.)?({'|'.join(task.head)})(\..*)?" if task.head else None,
     )
@@ -306,7 +302,7 @@ def merged(full: dict[str, torch.Tensor], task: Task, config: TrainingConfig) ->
         for name, buffer in model.named_buffers():
             buffer.copy_(full.pop(name))
     assert not full, f"weights without a place: {sorted(full)}"
-    if is_lora(config):
+    if config.method.adapts:
         model = model.merge_and_unload()
     plain: torch.nn.Module = model.eval()
     return plain

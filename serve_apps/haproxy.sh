@@ -6,8 +6,5 @@ for argument in "$@"; do
   previous=$argument
 done
 sed -i -e 's/bind \*:/bind 127.0.0.1:/' -e 's/bind :\([0-9]\)/bind 127.0.0.1:\1/' "$config"
-# Before it knows an application it would answer 404, which nobody tries again: it does not listen
-# then. Serve starts another process, which takes over, as soon as there is a route.
-grep -q use_backend "$config" || sed -i -e '/^frontend http_frontend/,/^backend/{/^ *bind /d}' "$config"
 echo $$ >> "$FUSIONREC_HAPROXY_PIDS"
 exec "$FUSIONREC_HAPROXY" "$@"

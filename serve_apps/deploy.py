@@ -206,18 +206,20 @@ def deploy(schema: ServeDeploySchema, timeout_s: float) -> str:
     from ray.serve._private.api import serve_start
 
     deadline = time.monotonic() + timeout_s
-    client = serve_start(
-        http_options=schema.http_options.model_dump(),
-        proxy_location=schema.proxy_location,
-        global_logging_config=schema.logging_config,
-    )
     try:
+        client = serve_start(
+            http_options=schema.http_options.model_dump(),
+            proxy_location=schema.proxy_location,
+            global_logging_config=schema.logging_config,
+        )
         client.deploy_apps(schema)
         for application in schema.applications:
             _wait(application.name, deadline)
         client.wait_for_proxies_serving(wait_for_applications_running=True)
     except (TimeoutError, RayError) as error:
-        raise ServingError(f"the endpoint did not come up: {error}") from error
+        # What a task raised, without the traceback that Ray's error around it prints.
+        reason = " ".join(str(getattr(error, "cause", None) or error).split())
+        raise ServingError(f"the endpoint did not come up: {reason}") from error
     http = client.http_config
     return f"{'https' if http.ssl_certfile else 'http'}://{http.host}:{http.port}"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,6 +24,8 @@ SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 PIDS = "FUSIONREC_HAPROXY_PIDS"
 """Where haproxy.sh notes the processes that it starts."""
 _NOTED = "pids"
+_PORTS = range(20_000, 30_000)
+"""Between those of Ray's workers and those of Serve's replicas; Linux gives from 32,768 on."""
 _made: list[Path] = []
 """Folders that this process made for HAProxy, and removes."""
 
@@ -97,7 +100,17 @@ def stop_haproxy() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nothing listens on."""
+    """Ports of the loopback interface that nothing listens on, and that nothing is given by chance.
+
+    A port that the system itself chose may be gone by the time that it is needed: the processes
+    that Ray starts meanwhile are given theirs from the same range, and an endpoint whose port is
+    taken does not come up.
+    """
     with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        probes: list[socket.socket] = []
+        for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+            if len(probes) == count:
+                break
+            with suppress(OSError):  # taken
+                probes.append(stack.enter_context(socket.create_server(("127.0.0.1", port))))
         return [int(probe.getsockname()[1]) for probe in probes]

@@ -1,13 +1,13 @@
 """The whole path, small: every stage for real, up to an endpoint that answers."""
 
 import json
-import socket
 import subprocess
 import sys
 
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.harness.processes import free_port
 from fusionrec.bundles.store import BundleStore
 from jobs.quickstart import QuickstartConfig, walk
 
@@ -16,9 +16,7 @@ from jobs.quickstart import QuickstartConfig, walk
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_raw_data_to_an_answer(tiny_encoder, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "jobs.quickstart", "--once", "--artifacts", str(tmp_path)]
     command += ["--encoder", str(tiny_encoder), "--trials", "8", "--port", str(port)]
     command += ["--encoder-examples", "64", "--reranker-examples", "16"]

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import secrets
-import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import pytest
 import trustme
 import yaml
 
+from benchmarks.harness.processes import free_port
 from fusionrec.bundles.store import BundleStore
 from serve_apps.deploy import start
 from serve_apps.recommend import CONFIG_FILE
@@ -77,9 +77,7 @@ def address(
     values["logging_config"] = {"log_level": "INFO", "enable_access_log": True}
     config = folder / "endpoint.yaml"
     config.write_text(yaml.safe_dump(values))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     yield start(
         bundles.directory,
         port,

@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
+from benchmarks.harness.processes import free_port
 from fusionrec.errors import ConfigError, ServingError
 from serve_apps import deploy
 from serve_apps.deploy import LAST_GOOD, bound, in_service, roll_out
@@ -157,10 +159,7 @@ def test_the_command_refuses_what_the_linter_refuses(tmp_path: Path):
 def real_serve(ray_cluster: Any) -> Iterator[int]:
     from ray import serve
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    yield port
+    yield free_port()
     serve.shutdown()
 
 
@@ -183,3 +182,15 @@ def test_a_deployment_that_fails_leaves_the_one_before_in_service(real_serve: in
     assert roll_out(configuration(real_serve, says="three"), kept, 120) == address
     assert httpx.get(address, timeout=10).text == "three"
     assert yaml.safe_load(kept.read_text())["applications"][0]["args"] == {"says": "three"}
+
+
+@pytest.mark.ray
+def test_a_proxy_that_cannot_listen_is_one_sentence(real_serve: int):
+    schema = ServeDeploySchema.model_validate(configuration(real_serve, says="never"))
+    with (
+        socket.create_server(("127.0.0.1", real_serve)),
+        pytest.raises(ServingError, match="the endpoint did not come up") as raised,
+    ):
+        deploy.deploy(schema, 60)
+    assert "\n" not in str(raised.value)
+    assert str(real_serve) in str(raised.value)

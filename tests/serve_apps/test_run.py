@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.harness.processes import free_port
 from fusionrec.bundles.store import BundleStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,9 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_it_says_where_it_serves_and_stops_when_told(bundles: BundleStore):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = ["--bundles", str(bundles.directory), "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(

@@ -1,11 +1,12 @@
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.harness.processes import free_port
 
 RANK = Path(__file__).with_name("rank.py")
 
@@ -18,9 +19,7 @@ class Workers:
 
     def run(self, *scenarios: dict, count: int = 2, may_die: bool = False) -> list[dict]:
         """The answers of rank 0; the last scenario has none where it ended in a kill."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         answers = []
         for number, scenario in enumerate(scenarios):
             answers.append(self.directory / f"answer-{port}-{number}")

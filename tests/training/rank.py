@@ -88,6 +88,9 @@ def broken_disk(checkpoint, path):
     return sha256_of(path)
 
 
+works_in_place = TrainingConfig.works_in_place
+
+
 def run(scenario: dict) -> dict:
     folder = scenario["task"].get("folder")
     task = load_task(Path(folder)) if folder else Toy(**scenario["task"])
@@ -110,6 +113,8 @@ def run(scenario: dict) -> dict:
         return len(losses) == scenario.get("noticed_at")
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if scenario.get("copies"):
+        TrainingConfig.works_in_place = lambda *_, **__: False
     if "break_disk_at" in scenario:
         checkpoints.sha256_of = partial(broken_disk, scenario["break_disk_at"])
     try:
@@ -119,6 +124,7 @@ def run(scenario: dict) -> dict:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         checkpoints.sha256_of = sha256_of
+        TrainingConfig.works_in_place = works_in_place
     return {"result": result.model_dump(mode="json"), "losses": losses}
 
 

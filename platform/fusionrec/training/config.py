@@ -137,8 +137,8 @@ class TrainingConfig(Config):
             free.add("lora")
         return self.model_dump(mode="json", exclude=free)
 
-    def shares_weights(self, world_size: int, *, bf16: bool) -> bool:
-        """Whether model and optimizer have the same weights: one worker computes in float32."""
+    def works_in_place(self, world_size: int, *, bf16: bool) -> bool:
+        """Whether the optimizer works on the model's own tensors: one worker, and float32."""
         return world_size == 1 and self.zero_stage < 3 and not bf16
 
     def deepspeed(self, world_size: int, *, bf16: bool, universal: bool = False) -> dict[str, Any]:

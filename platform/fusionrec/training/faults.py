@@ -164,6 +164,8 @@ class Watch:
         if rank == self._rank:
             described = [{"batch": m, "examples": self._task.describe(batches[m])} for m in micros]
             content = {"step": step + 1, "worker": rank, "batches": described}
+            # Of a run that tracks nothing, it may be the first file.
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
         dist.barrier()
         return path

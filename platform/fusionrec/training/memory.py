@@ -178,14 +178,15 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
     trained = sum(count for count, on in counts if on)
     shards = num_workers
     share = -(-trained // shards)
-    master = 0 if config.shares_weights(num_workers, bf16=half) else share * _WHOLE
+    in_place = config.works_in_place(num_workers, bf16=half)
+    master = 0 if in_place else share * _WHOLE
     weights, gathered = parameters * size + master, 0
     gradients, optimizer = trained * size, 2 * share * _WHOLE
     # Of several workers' gradients DeepSpeed sends copies, in a bucket. Then it copies its shard
     # out of the others, and once more into one piece for AdamW, which is fused and adds nothing.
     buckets = shards > 1 or config.zero_stage == 3  # as TrainingConfig.deepspeed has it
     bucket = (_BUCKET * size if device == "cuda" else trained * size) if buckets else 0
-    stepping = 2 * share * _WHOLE
+    stepping = 0 if in_place else 2 * share * _WHOLE
     if config.zero_stage == 3:
         stepping += share * size  # gradients are reduced into a buffer of their own
         if shards > 1:

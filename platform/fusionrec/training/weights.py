@@ -21,6 +21,7 @@ import torch.distributed as dist
 from fusionrec.errors import ConfigError
 from fusionrec.language.precision import Precision
 from fusionrec.training.config import Method, TrainingConfig
+from fusionrec.training.lone import work_in_place
 from fusionrec.training.task import Batch, Task
 
 SHARDS = "deepspeed"
@@ -92,19 +93,9 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=[g for g in groups if g["params"]], config=settings
     )
-    if config.shares_weights(world_size, bf16=bf16):
-        _share_weights(engine.optimizer)
+    if config.works_in_place(world_size, bf16=bf16):
+        work_in_place(engine.optimizer)
     return engine
-
-
-def _share_weights(optimizer: Any) -> None:
-    """Make the weights of the model those that the optimizer updates, instead of copies of them."""
-    for group, master in enumerate(optimizer.single_partition_of_fp32_groups):
-        flat = optimizer.bit16_groups_flat[group]
-        flat.data = master.data
-        partitions = optimizer.get_data_parallel_partitions(flat, group)
-        optimizer.parallel_partitioned_bit16_groups[group] = partitions
-        optimizer._update_model_bit16_weights(group)
 
 
 @contextmanager

@@ -1,10 +1,9 @@
 """What a point is worth beside NDCG: diversity, coverage, and what it costs.
 
 A point is a *trust* in each source, the weights of the diversity of lists and the cap per category.
-A trust multiplies a
-source's weights in every segment; below ``OFF`` the source is not asked at all: what only it
-proposed is gone, and so is its time. Each point is fused and made diverse by the very functions
-that the pipeline uses.
+A trust multiplies a source's weights in every segment; below ``OFF`` the source is not asked at
+all: what only it proposed is gone, and so is its time. Each point is fused and made diverse by the
+very functions that the pipeline uses.
 
 Shape legend: B cases, S sources, C candidates, I items, D dimensions of a text vector.
 """

@@ -138,7 +138,7 @@ def _embed(config: CutsBenchmark, pipeline: Path, first: Path) -> None:
         shutil.copy(first / "vectors.npy", pipeline)
         shutil.copytree(first / "encoder", pipeline / "encoder")
         return
-    run_job("jobs.embed", "--pipeline", pipeline, "--encoder", config.encoder)
+    run_job("jobs.embed", pipeline=pipeline, encoder=config.encoder)
 
 
 def spread(values: list[float]) -> tuple[float, float]:

@@ -9,7 +9,6 @@ the history. ``docs/benchmarks.md`` says more.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from benchmarks.harness.command import command_of
+from benchmarks.harness.command import command_of, run_job
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.reranking import by_length, lists_of
 from benchmarks.harness.tables import table
@@ -26,7 +25,6 @@ from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import IngestConfig, ingest
 from fusionrec.data.splits import Protocol, split
 from fusionrec.data.text import history_texts
-from fusionrec.errors import TrainingError
 from fusionrec.evaluation.evaluate import FUSED, measure
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import Ranks, full_ranks
@@ -157,41 +155,32 @@ class Bench:
     def _finetuned(self) -> Path:
         config = self._config
         out = self._folder / "encoder"
-        settings = {
-            "task": "encoder",
-            "encoder": config.encoder,
-            "history-items": config.history_items,
-            "max-tokens": config.max_tokens,
-            "max-examples": config.examples,
-            "examples-per-user": config.examples_per_user,
-            "epochs": config.epochs,
-            "batch-size": config.batch_size,
-            "learning-rate": config.learning_rate,
-            "temperature": config.temperature,
-            "popularity-correction": config.popularity_correction,
-            "precision": self._precision,
-        }
-        self._job("jobs.finetune", out=out, **settings)
+        self._finetune(
+            task="encoder",
+            encoder=config.encoder,
+            out=out,
+            history_items=config.history_items,
+            max_tokens=config.max_tokens,
+            max_examples=config.examples,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            temperature=config.temperature,
+            popularity_correction=config.popularity_correction,
+        )
         return out / "model"
 
-    def _job(self, module: str, **settings: object) -> None:
-        """Run a job as a team would, on this data set and protocol.
-
-        Raises:
-            TrainingError: it failed.
-        """
-        if module == "jobs.finetune":
-            settings |= {"dataset": self._dataset.directory, "protocol": self._protocol}
-            settings |= {"seed": self._config.seed}
-        words = [
-            (f"--{name}" if value else f"--no-{name}")
-            if isinstance(value, bool)
-            else f"--{name}={value}"
-            for name, value in settings.items()
-        ]
-        command = [sys.executable, "-m", module, *words]
-        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-            raise TrainingError(f"{module} failed: its reason stands above")
+    def _finetune(self, **settings: object) -> None:
+        """On this data set and protocol."""
+        run_job(
+            "jobs.finetune",
+            dataset=self._dataset.directory,
+            protocol=self._protocol,
+            examples_per_user=self._config.examples_per_user,
+            precision=self._precision,
+            seed=self._config.seed,
+            **settings,
+        )
 
     def _pipeline(self, name: str, encoder: str) -> Path:
         """A pipeline with this encoder and a linear fusion that was searched on validation."""
@@ -203,9 +192,7 @@ class Bench:
             prepare=True,
         )
         fit(settings)
-        self._job(
-            "jobs.embed", pipeline=place, encoder=encoder, **{"max-tokens": config.max_tokens}
-        )
+        run_job("jobs.embed", pipeline=place, encoder=encoder, max_tokens=config.max_tokens)
         self._read[name] = self._choose_items(place)
         fit(settings.model_copy(update={"prepare": False}))
         campaign(
@@ -283,25 +270,20 @@ class Bench:
     def _reranked(self, place: Path) -> str:
         config = self._config
         began = time.perf_counter()
-        self._job(
-            "jobs.finetune",
+        self._finetune(
             task="reranker",
             encoder=self._folder / "encoder" / "model",
             pipeline=place,
             out=self._folder / "reranker",
-            **{
-                "max-examples": config.reranker_examples,
-                "examples-per-user": config.examples_per_user,
-                "precision": self._precision,
-            },
+            max_examples=config.reranker_examples,
         )
         minutes = (time.perf_counter() - began) / 60
-        self._job(
+        run_job(
             "tuning.reranking",
             pipeline=place,
             dataset=self._dataset.directory,
+            max_cases=config.max_cases,
             seed=config.seed,
-            **{"max-cases": config.max_cases},
         )
         pipeline = Pipeline.load(place)
         validation = self._parts.validation.sample(config.max_cases, config.seed)

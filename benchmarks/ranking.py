@@ -127,8 +127,7 @@ class Bench:
         shutil.rmtree(self._folder, ignore_errors=True)
         fit(self._fit)
         if self._config.text and self._dataset.catalogue.has_text:
-            encoder = self._config.encoder
-            run_job("jobs.embed", "--pipeline", self._pipeline, "--encoder", encoder)
+            run_job("jobs.embed", pipeline=self._pipeline, encoder=self._config.encoder)
         return fit(self._fit.model_copy(update={"prepare": False}))
 
     def _fusions(self) -> list[Measured]:

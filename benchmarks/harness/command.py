@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from fusionrec.config import JobConfig
-from fusionrec.errors import ServingError
+from fusionrec.errors import FusionRecError
 
 
 def command_of(module: str, config: JobConfig) -> str:
@@ -16,25 +16,28 @@ def command_of(module: str, config: JobConfig) -> str:
     words = [f"python -m {module}"]
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if name == "out" or value == field.default:
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{flag}")
-        else:
-            words.append(f"--{flag} {_shown(value)}")
+        if name != "out" and value != field.default:
+            words += _flag(name, value)
     return " ".join(words)
 
 
-def run_job(module: str, *arguments: object) -> None:
-    """Run a job as a team would, in a process of its own.
+def run_job(module: str, **settings: object) -> None:
+    """Run a job as a team would, in a process of its own; what it prints as its result is dropped.
 
     Raises:
-        ServingError: it failed, and has said why.
+        FusionRecError: it failed, and has said why.
     """
-    words = [str(argument) for argument in arguments]
-    if subprocess.run([sys.executable, "-m", module, *words], check=False).returncode:
-        raise ServingError(f"{module} failed: its reason stands above")
+    words = [word for name, value in settings.items() for word in _flag(name, value)]
+    command = [sys.executable, "-m", module, *words]
+    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise FusionRecError(f"{module} failed: its reason stands above")
+
+
+def _flag(name: str, value: object) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{'' if value else 'no-'}{flag}"]
+    return [f"--{flag}", _shown(value)]
 
 
 def _shown(value: Any) -> str:

@@ -80,15 +80,14 @@ def _make(pipeline: Path, *, tiny: bool) -> None:
     if tiny:
         encoder = pipeline.with_name("tiny-encoder")
         _shrunk_encoder(encoder)
-    place = ("--pipeline", pipeline)
-    fit = ("--dataset", dataset, *place, "--rerank-top", RERANK_TOP)
-    run_job("jobs.fit", *fit, "--prepare")
-    run_job("jobs.embed", *place, "--encoder", encoder, "--max-tokens", ENCODER_TOKENS)
-    run_job("jobs.fit", *fit)
+    places = {"dataset": dataset, "pipeline": pipeline}
+    run_job("jobs.fit", **places, rerank_top=RERANK_TOP, prepare=True)
+    run_job("jobs.embed", pipeline=pipeline, encoder=encoder, max_tokens=ENCODER_TOKENS)
+    run_job("jobs.fit", **places, rerank_top=RERANK_TOP)
     fusion = Pipeline.load(pipeline, stages=frozenset()).fusion  # equal weights: nothing searched
     _add_reranker(pipeline)
     _reranking(fusion, RERANKER_WEIGHT).save(pipeline / "fusion.json")
-    run_job("jobs.optimise", "--pipeline", pipeline, "--dataset", dataset)
+    run_job("jobs.optimise", **places)
     fusion.save(pipeline / "fusion.json")
 
 

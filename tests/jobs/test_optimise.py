@@ -2,47 +2,22 @@
 
 import json
 import shutil
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from fusionrec.bundles.gate import judge, write_cases
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.splits import split
-from fusionrec.data.text import item_texts
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.evaluate import measure
 from fusionrec.evaluation.metrics import METRICS
-from fusionrec.fusion.model import Fusion, Segment
-from fusionrec.language.encoder import Encoder
 from fusionrec.language.precision import InferenceConfig, Precision, read_inference
-from fusionrec.language.reranker import Reranker
 from fusionrec.serving.pipeline import Pipeline
 from jobs import optimise as job
-from jobs.fit import FitConfig, fit
 from jobs.optimise import OptimiseConfig, Served, optimise
 
 BF16, FP32 = Precision.BF16, Precision.FP32
-
-
-@pytest.fixture(scope="module")
-def fitted(synthetic, tiny_encoder, tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("optimised") / "pipeline"
-    sources = ("popularity", "item-knn", "semantic")
-    config = FitConfig(dataset=synthetic.directory, pipeline=place, candidates=20, rerank_top=5)
-    fit(config.model_copy(update={"prepare": True}))
-    encoder = Encoder.load(tiny_encoder, device="cpu")
-    encoder.save(place / "encoder")
-    np.save(place / "vectors.npy", encoder.encode(item_texts(synthetic.catalogue)))
-    fit(config.model_copy(update={"sources": sources}))
-    Reranker.load(tiny_encoder, device="cpu").save(place / "reranker")
-    weights = dict.fromkeys(sources, 1.0)
-    Fusion(
-        sources=sources, scales=weights, segments=(Segment(weights=weights, reranker=0.1),)
-    ).save(place / "fusion.json")
-    return place
 
 
 @pytest.fixture

@@ -4,35 +4,21 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fusionrec.bundles.gate import write_cases
-from fusionrec.data.text import item_texts
 from fusionrec.errors import ConfigError
-from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.fusion.model import Fusion
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
 from jobs import prune as job
-from jobs.fit import FitConfig, fit
 from jobs.optimise import Served
 from jobs.prune import PruneConfig, prune
 
 
 @pytest.fixture
-def config(synthetic, tiny_encoder, tmp_path) -> PruneConfig:
-    place = tmp_path / "pipeline"
-    sources = ("popularity", "semantic")
-    fitting = FitConfig(dataset=synthetic.directory, pipeline=place, candidates=20, rerank_top=5)
-    fit(fitting.model_copy(update={"prepare": True}))
-    encoder = Encoder.load(tiny_encoder, device="cpu")
-    encoder.save(place / "encoder")
-    np.save(place / "vectors.npy", encoder.encode(item_texts(synthetic.catalogue)))
-    fit(fitting.model_copy(update={"sources": sources}))
-    Reranker.load(tiny_encoder, device="cpu").save(place / "reranker")
-    weights = dict.fromkeys(sources, 1.0)
-    segment = Segment(weights=weights, reranker=0.1)
-    Fusion(sources=sources, scales=weights, segments=(segment,)).save(place / "fusion.json")
+def config(fitted, synthetic, tmp_path) -> PruneConfig:
+    place = shutil.copytree(fitted, tmp_path / "pipeline")
     return PruneConfig(
         pipeline=place,
         dataset=synthetic.directory,

@@ -1,5 +1,6 @@
 """A gateway over fake stages."""
 
+import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +64,12 @@ def rerank(histories: Histories, items: Any) -> Any:
     """The reverse order."""
     assert items.shape[1] == 5
     return np.tile(np.linspace(0, 1, 5, dtype=np.float32), (len(histories), 1))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for it, as long as it takes."""
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 class Rig:

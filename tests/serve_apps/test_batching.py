@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from serve_apps.batching import Batcher, Entry, Late, Overloaded
+from tests.serve_apps.rig import until
 
 
 class Work:
@@ -81,11 +82,6 @@ def test_under_load_batches_fill_and_places_are_bounded():
         assert work.batches == [[0], [1], [2, 3, 4, 5], [6, 7]]
 
     run(main())
-
-
-async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
 
 
 def test_what_comes_together_is_spread_over_the_places():

@@ -9,7 +9,10 @@ import pytest
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.catalogue import Catalogue
-from tests.serve_apps.rig import Rig
+from tests.serve_apps.rig import Rig, until
+
+PATIENT = {"stage_timeout_s": 60, "timeout_s": 60}
+"""Where a stage waits for the test, however busy the machine is."""
 
 
 @pytest.fixture
@@ -54,15 +57,17 @@ def test_the_promoted_bundle_is_swapped_in_and_back(store: BundleStore, tmp_path
 
 def test_a_request_keeps_the_bundle_that_it_began_with(store: BundleStore, tmp_path: Path):
     first, second = store.current().name, other(store, tmp_path)
-    rig = Rig(store)
+    rig = Rig(store, **PATIENT)
 
     async def main():
-        rig.retriever.failure = lambda: asyncio.sleep(0.1)
+        released = asyncio.Event()
+        rig.retriever.failure = released.wait
         began = asyncio.ensure_future(rig.recommend())
-        await asyncio.sleep(0.03)
+        await until(lambda: rig.retriever.sizes == [1])
         store.promote(second, "test")
         await rig.gateway._shelf.follow()
         late = asyncio.ensure_future(rig.recommend())
+        released.set()
         assert ((await began)["bundle"], (await late)["bundle"]) == (first, second)
 
     asyncio.run(main())
@@ -110,19 +115,23 @@ def test_a_request_that_waits_keeps_its_bundle_held(store: BundleStore, tmp_path
     """Two swaps later nothing else would need the first bundle any more."""
     first, second = store.current().name, other(store, tmp_path)
     third = other(store, tmp_path / "again", prefix="Third")
-    rig = Rig(store, max_batch=1)
+    rig = Rig(store, max_batch=1, **PATIENT)
+    shelf = rig.gateway._shelf
 
     async def main():
-        rig.retriever.failure = lambda: asyncio.sleep(0.1)
+        released = asyncio.Event()
+        rig.retriever.failure = released.wait
         began = [asyncio.ensure_future(rig.recommend()) for _ in range(3)]
-        await asyncio.sleep(0.03)
-        assert rig.gateway._shelf.current.in_use == 3  # one batch is under way, two wait
+        await until(lambda: shelf.current.in_use == 3)
+        await until(lambda: rig.retriever.sizes == [1])  # one batch is under way, two wait
         store.promote(second, "test")
-        await rig.gateway._shelf.follow()
+        await shelf.follow()
         store.promote(third, "test")
-        swap = asyncio.ensure_future(rig.gateway._shelf.follow())
-        await asyncio.sleep(0.03)
+        swap = asyncio.ensure_future(shelf.follow())
+        await until(lambda: shelf.current.id == third)
+        await asyncio.sleep(0.06)  # the shelf looks whether it is in use every 50 ms
         assert rig.retriever.held == [third, second, first]
+        released.set()
         assert {answer["bundle"] for answer in await asyncio.gather(*began)} == {first}
         await swap
         assert rig.retriever.held == [third, second]

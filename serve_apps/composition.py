@@ -27,7 +27,7 @@ from fusionrec.serving.service import Questions, Trace
 from serve_apps.api import Unavailable
 from serve_apps.batching import Entry
 from serve_apps.cache import VectorCache
-from serve_apps.calls import Stage
+from serve_apps.calls import Circuit, Stage, StageDown
 from serve_apps.metrics import Metrics
 from serve_apps.stages import Found
 from serve_apps.swap import Loaded
@@ -82,6 +82,8 @@ class Composition:
         self._embed = embed
         self._retrieve = retrieve
         self._rerank = rerank
+        circuits = {stage.name: stage.circuit for stage in (retrieve, rerank)}
+        self._circuits = {"embed": Circuit() if embed is None else embed.circuit, **circuits}
         self._stage_timeout_s = stage_timeout_s
         self._cache = VectorCache(vector_cache)
         self._metrics = metrics
@@ -90,6 +92,11 @@ class Composition:
         """Entered while a batch is reranked; set by whoever sends the batches."""
         self.came_up = False
         """Whether every stage has answered once."""
+
+    @property
+    def left_alone(self) -> list[str]:
+        """Stages that failed too often, and have not answered since."""
+        return [stage for stage, circuit in self._circuits.items() if circuit.is_open]
 
     async def answer(self, entries: Jobs) -> None:
         """Answer a batch; requests for different bundles travel apart."""
@@ -146,6 +153,9 @@ class Composition:
             hits=len(keys) - len(unknown), misses=sum(keys[row] is not None for row in unknown)
         )
         if unknown and self._embed is None:
+            if not self._circuits["embed"].admit():
+                self._degrade(trace, "embed", StageDown("embed"))
+                return histories, nothing
             missing = nothing.copy()
             missing[unknown] = True
             found = [vector for vector in known if vector is not None]
@@ -157,13 +167,12 @@ class Composition:
         if unknown and self._embed is not None:
             asked = histories if len(unknown) == len(keys) else histories.take(unknown)
             started = time.monotonic()
-            left_s = min(entry.remaining for entry in entries)
             try:
                 vectors = await self._embed.call(
                     len(asked),
                     lambda start, stop: (bundle.id, asked.slice(start, stop)),
                     np.concatenate,
-                    min(self._stage_timeout_s, max(_EMBED_SHARE * left_s, 0)),
+                    min(self._stage_timeout_s, _embed_share(entries)),
                 )
             except Exception as error:
                 self._degrade(trace, "embed", error)
@@ -203,6 +212,8 @@ class Composition:
                     Fused.join,
                     self._stage_timeout_s,
                 )
+            # Of the stage's own time, too: it has to retrieve afterwards.
+            timeout_s = min(_EMBED_SHARE * self._stage_timeout_s, _embed_share(entries))
             found = await self._retrieve.call(
                 len(histories),
                 lambda start, stop: (
@@ -210,6 +221,7 @@ class Composition:
                     histories.slice(start, stop),
                     depth,
                     missing[start:stop],
+                    timeout_s,
                 ),
                 Found.join,
                 self._stage_timeout_s,
@@ -228,8 +240,10 @@ class Composition:
         """Keep the vectors of ``histories`` that the retriever made, if it could."""
         trace.timings_ms["embed"] = milliseconds(found.embed_s)
         if found.vectors is None:
+            self._circuits["embed"].failed()
             trace.degraded.append("embed")
             return
+        self._circuits["embed"].succeeded()
         for key, vector in zip(self._cache.keys(bundle.id, histories), found.vectors, strict=True):
             self._cache.put(key, vector)
 
@@ -325,6 +339,11 @@ class Composition:
     def _degrade(self, trace: Trace, stage: str, error: Exception) -> None:
         trace.degraded.append(stage)
         logger.warning("stage %s failed, answering without it: %r", stage, error)
+
+
+def _embed_share(entries: Jobs) -> float:
+    """Seconds that the embedder may take of what is left to the request that has least."""
+    return max(_EMBED_SHARE * min(entry.remaining for entry in entries), 0)
 
 
 def milliseconds(seconds: float) -> float:

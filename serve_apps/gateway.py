@@ -219,7 +219,7 @@ class Gateway:
             held=self._shelf.held,
             next=self._shelf.next,
             replicas=self._replicas,
-            degraded=[stage.name for stage in self._stages if stage.circuit.is_open],
+            degraded=self._composition.left_alone,
             queue=self._batcher.waiting,
             uptime_s=round(time.monotonic() - self._started, 3),
         )

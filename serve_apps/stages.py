@@ -3,8 +3,9 @@
 Every call names the bundle that it wants and carries a whole batch, or the part of one that falls
 to this replica. Where it is the ``lone`` one under way, its model may have all cores. Model code
 runs in the one worker thread of a replica, so that its event loop stays free for health checks and
-cancellation; more throughput comes from more replicas. Another bundle is loaded beside those that
-are held, in a thread of its own, while these go on answering.
+cancellation; more throughput comes from more replicas. What can do without a text model in the same
+replica has a spare thread, and another bundle is loaded beside those that are held in one of its
+own, while these go on answering.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Held:
         self._store = BundleStore(Path(bundles))
         self._pipelines: dict[str, Pipeline] = {}
         self._worker = ThreadPoolExecutor(1, f"{stage}-model")
+        self._spare = ThreadPoolExecutor(1, f"{stage}-spare")
         self._loader = ThreadPoolExecutor(1, f"{stage}-loader", step_back)
         first, pipeline = self._worker.submit(self._load_first, bundle).result()
         self._pipelines[first] = pipeline
@@ -108,13 +110,21 @@ class Held:
             del self._pipelines[bundle]
         return list(self._pipelines)
 
-    async def run(self, bundle: str, work: Callable[[Pipeline], T], *, lone: bool = False) -> T:
+    async def run(
+        self,
+        bundle: str,
+        work: Callable[[Pipeline], T],
+        *,
+        lone: bool = False,
+        spare: bool = False,
+    ) -> T:
         """Apply ``work`` to the pipeline of ``bundle`` in the worker thread.
 
         Args:
             bundle: id.
             work: with the models' threads set.
             lone: whether no other batch is under way.
+            spare: whether in the spare thread instead, which waits for no language model.
 
         Raises:
             BundleNotHeld: the replica does not hold this bundle.
@@ -128,7 +138,8 @@ class Held:
             _set_threads(threads)
             return work(pipeline)
 
-        return await asyncio.get_running_loop().run_in_executor(self._worker, do)
+        thread = self._spare if spare else self._worker
+        return await asyncio.get_running_loop().run_in_executor(thread, do)
 
     def _load_first(self, bundle: str | None) -> tuple[str, Pipeline]:
         """The bundle to begin with: where the current one is damaged, the one before it.
@@ -234,7 +245,7 @@ class Found:
 
     fused: Fused
     vectors: FloatArray | None
-    """[M, D]; None where that failed."""
+    """[M, D]; None where that failed, or took too long."""
     embed_s: float = 0.0
     """How long that took."""
 
@@ -252,7 +263,10 @@ class Found:
 
 
 class EmbeddingRetriever:
-    """Embedder and retriever in one replica: one call less, where one machine holds both anyway."""
+    """Embedder and retriever in one replica: one call less, where one machine holds both anyway.
+
+    What needs no new vectors has a thread of its own: a text model that hangs does not hold it up.
+    """
 
     def __init__(
         self, bundles: str, bundle: str | None, threads: int, lone_threads: int | None = None
@@ -269,25 +283,44 @@ class EmbeddingRetriever:
         histories: Histories,
         depth: int | None,
         missing: BoolArray,
+        timeout_s: float,
         *,
         lone: bool = False,
     ) -> Found:
-        """As :meth:`Retriever.retrieve`, after the vectors that are ``missing`` [B]."""
+        """As :meth:`Retriever.retrieve`, after the vectors that are ``missing`` [B].
 
-        def find(pipeline: Pipeline) -> Found:
-            made: FloatArray | None = np.empty((0, 0), dtype=np.float32)
-            asked, began = histories, time.monotonic()
-            if missing.any():
-                try:
-                    made = pipeline.embed(histories.take(np.nonzero(missing)[0])).vectors
-                    asked = _filled(histories, missing, made)
-                except Exception:  # the sources that need no text go on
-                    logger.exception("no text vectors, retrieving without them")
-                    made = None
+        Where they are not there after ``timeout_s``, without them.
+        """
+
+        def find(pipeline: Pipeline) -> Fused:
+            return pipeline.retrieve(histories).head(depth)
+
+        if not missing.any():
+            fused = await self._held.run(bundle, find, lone=lone, spare=True)
+            return Found(fused, np.empty((0, 0), dtype=np.float32))
+        embedded = threading.Event()
+
+        def embed_and_find(pipeline: Pipeline) -> Found:
+            made, asked, began = None, histories, time.monotonic()
+            try:
+                made = pipeline.embed(histories.take(np.nonzero(missing)[0])).vectors
+                asked = _filled(histories, missing, made)
+            except Exception:  # the sources that need no text go on
+                logger.exception("no text vectors, retrieving without them")
+            embedded.set()
             embed_s = time.monotonic() - began
             return Found(pipeline.retrieve(asked).head(depth), made, embed_s)
 
-        return await self._held.run(bundle, find, lone=lone)
+        work = asyncio.ensure_future(self._held.run(bundle, embed_and_find, lone=lone))
+        try:
+            await asyncio.wait([work], timeout=timeout_s)
+            if work.done() or embedded.is_set():
+                return await work
+        finally:
+            work.cancel()
+        logger.warning("no text vectors after %.3g s, retrieving without them", timeout_s)
+        fused = await self._held.run(bundle, find, lone=lone, spare=True)
+        return Found(fused, None, timeout_s)
 
 
 def _filled(histories: Histories, missing: BoolArray, made: FloatArray | None) -> Histories:

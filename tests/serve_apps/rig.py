@@ -87,6 +87,8 @@ class Rig:
         self.retriever = FakeStage("retrieve", self._find if embed_in_retriever else retrieve)
         self.missing: list[list[bool]] = []
         """What a retriever that embeds was asked to embed, by call."""
+        self.embed_timeouts: list[float] = []
+        """Seconds that it was given for that, by call."""
         self.embeds = True
         """Whether a retriever that embeds can."""
         self.reranker = FakeStage("rerank", rerank)
@@ -111,8 +113,11 @@ class Rig:
         transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
-    def _find(self, histories: Histories, depth: int | None, missing: BoolArray) -> Found:
+    def _find(
+        self, histories: Histories, depth: int | None, missing: BoolArray, timeout_s: float
+    ) -> Found:
         self.missing.append(missing.tolist())
+        self.embed_timeouts.append(timeout_s)
         if not missing.any():
             return Found(retrieve(histories, depth), np.empty((0, 0), np.float32))
         if not self.embeds:

@@ -74,6 +74,39 @@ def test_where_the_retriever_cannot_embed_the_other_sources_answer(paper_bundles
     assert answer["items"][0]["terms"]["semantic"] == 0
 
 
+def test_a_retriever_has_half_of_the_time_to_embed(paper_bundles: BundleStore):
+    rig = Rig(paper_bundles, embed_in_retriever=True, stage_timeout_s=20.0)
+    headers = {"x-request-timeout-seconds": "60"}
+
+    async def main() -> None:
+        await rig.recommend()
+        await rig.client.post("/v1/recommend", json={}, headers=headers)
+
+    asyncio.run(main())
+    by_deadline, by_stage = rig.embed_timeouts
+    assert 0 < by_deadline < 0.5 * 0.95 * 5
+    assert by_stage == 10
+
+
+def test_a_retriever_that_cannot_embed_is_not_asked_to_for_a_while(paper_bundles: BundleStore):
+    rig = Rig(paper_bundles, embed_in_retriever=True)
+    rig.embeds = False
+
+    async def main() -> None:
+        for _ in range(3):
+            await rig.recommend()
+        answers = [await rig.recommend() for _ in range(2)]
+        assert [answer["degraded"] for answer in answers] == [["embed"]] * 2
+        assert rig.missing == [[True]] * 3 + [[False]] * 2
+        assert (await rig.client.get("/v1/status")).json()["degraded"] == ["embed"]
+        rig.embeds = True
+        rig.gateway._composition._circuits["embed"]._next_try = 0.0  # two seconds later
+        assert (await rig.recommend())["degraded"] == []
+        assert (await rig.client.get("/v1/status")).json()["degraded"] == []
+
+    asyncio.run(main())
+
+
 def test_concurrent_requests_travel_as_one_batch(rig: Rig):
     async def main():
         bodies = [{"user_id": "ann", "k": k + 1} for k in range(16)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from fusionrec.bundles.store import BundleStore
+from fusionrec.data.histories import Histories
 from fusionrec.errors import BundleError
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.serving.schemas import RecommendRequest
@@ -60,20 +62,20 @@ def test_a_retriever_that_embeds_is_both_stages(bundles: BundleStore):
     users = [RecommendRequest(user_id=user) for user in list(service.users.rows)[:5]]
     histories = read_only(service.ask(users).histories)
 
-    found = asyncio.run(both.retrieve(bundle, histories, 7, np.ones(5, np.bool_)))
+    found = asyncio.run(both.retrieve(bundle, histories, 7, np.ones(5, np.bool_), 60))
     embedded = read_only(pipeline.embed(histories))
     np.testing.assert_array_equal(found.vectors, embedded.vectors)
     np.testing.assert_array_equal(found.fused.items, pipeline.retrieve(embedded).head(7).items)
     assert found.embed_s > 0
 
-    known = asyncio.run(both.retrieve(bundle, embedded, 7, np.zeros(5, np.bool_)))
+    known = asyncio.run(both.retrieve(bundle, embedded, 7, np.zeros(5, np.bool_), 60))
     assert known.vectors is not None
     assert len(known.vectors) == 0
     np.testing.assert_array_equal(known.fused.items, found.fused.items)
 
     missing = np.array([False, True, False, False, True])
     partly = np.where(missing[:, None], 0, embedded.vectors)
-    some = asyncio.run(both.retrieve(bundle, histories.with_vectors(partly), 7, missing))
+    some = asyncio.run(both.retrieve(bundle, histories.with_vectors(partly), 7, missing, 60))
     np.testing.assert_allclose(some.vectors, embedded.vectors[missing], atol=1e-5)
     np.testing.assert_array_equal(some.fused.items, found.fused.items)
 
@@ -85,9 +87,44 @@ def test_a_retriever_that_cannot_embed_finds_what_needs_no_text(
     pipeline = Pipeline.load(bundles.current())
     histories = Service.load(bundles.current()).ask([RecommendRequest()] * 2).histories
     monkeypatch.setattr(Pipeline, "embed", lambda *_: 1 / 0)
-    found = asyncio.run(both.retrieve(bundles.current().name, histories, 4, np.ones(2, np.bool_)))
+    found = asyncio.run(
+        both.retrieve(bundles.current().name, histories, 4, np.ones(2, np.bool_), 60)
+    )
     assert found.vectors is None
     np.testing.assert_array_equal(found.fused.items, pipeline.retrieve(histories).head(4).items)
+
+
+def test_a_text_model_that_hangs_holds_up_nothing_else(
+    bundles: BundleStore, monkeypatch: pytest.MonkeyPatch
+):
+    bundle, released = bundles.current().name, threading.Event()
+    both = EmbeddingRetriever(str(bundles.directory), bundle, 1)
+    pipeline = Pipeline.load(bundles.current())
+    histories = Service.load(bundles.current()).ask([RecommendRequest()] * 2).histories
+    every, none = np.ones(2, np.bool_), np.zeros(2, np.bool_)
+    embed = Pipeline.embed
+
+    def hang(pipeline: Pipeline, histories: Histories) -> Histories:
+        released.wait()
+        return embed(pipeline, histories)
+
+    monkeypatch.setattr(Pipeline, "embed", hang)
+
+    async def main() -> None:
+        late = [await both.retrieve(bundle, histories, 4, every, 0.01) for _ in range(2)]
+        known = await both.retrieve(bundle, histories, 4, none, 0.01)
+        assert [found.vectors for found in late] == [None, None]
+        assert [found.embed_s for found in late] == [0.01, 0.01]
+        for found in (*late, known):
+            expected = pipeline.retrieve(histories).head(4).items
+            np.testing.assert_array_equal(found.fused.items, expected)
+        released.set()
+        assert (await both.retrieve(bundle, histories, 4, every, 60)).vectors is not None
+
+    try:
+        asyncio.run(main())
+    finally:
+        released.set()  # or the replica's thread would outlive the tests
 
 
 def test_what_was_found_in_parts_is_put_together(bundles: BundleStore):
@@ -97,7 +134,7 @@ def test_what_was_found_in_parts_is_put_together(bundles: BundleStore):
     def ask(start: int, stop: int, *, embed: bool) -> Found:
         rows = histories.slice(start, stop)
         missing = np.full(len(rows), embed)
-        return asyncio.run(both.retrieve(bundles.current().name, rows, 4, missing))
+        return asyncio.run(both.retrieve(bundles.current().name, rows, 4, missing, 60))
 
     for last, count in ((True, 3), (False, 1)):
         whole = Found.join([ask(0, 1, embed=True), ask(1, 3, embed=last)])

@@ -9,8 +9,9 @@ import httpx
 import numpy as np
 
 from fusionrec.bundles.store import BundleStore
-from fusionrec.data.histories import BoolArray, Histories
+from fusionrec.data.histories import BoolArray, FloatArray, Histories
 from fusionrec.fusion.model import Fused
+from fusionrec.serving.pipeline import Pipeline
 from serve_apps.gateway import Gateway, GatewayConfig
 from serve_apps.security import Access
 from serve_apps.stages import Found
@@ -52,6 +53,11 @@ class FakeStage:
         return self._method(histories, *rest)
 
 
+def embed(histories: Histories) -> FloatArray:
+    """The same vector for all."""
+    return np.ones((len(histories), 2), np.float32)
+
+
 def retrieve(histories: Histories, depth: int | None) -> Fused:
     """Items 0 to 4; the term of the vectors is missing without the embedder."""
     items = np.tile(np.arange(5, dtype=np.int32), (len(histories), 1))
@@ -73,7 +79,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Rig:
-    """A gateway over fake stages and a client that calls it in this process."""
+    """A gateway and a client that calls it in this process; over fake stages, or a pipeline's."""
 
     def __init__(
         self,
@@ -81,17 +87,22 @@ class Rig:
         *,
         access: Access = OPEN,
         embed_in_retriever: bool = False,
+        pipeline: Pipeline | None = None,
         **options: Any,
     ) -> None:
-        self.embedder = FakeStage("embed", lambda h: np.ones((len(h), 2), np.float32))
-        self.retriever = FakeStage("retrieve", self._find if embed_in_retriever else retrieve)
+        self._embed = embed if pipeline is None else lambda h: pipeline.embed(h).vectors
+        self._retrieve = (
+            retrieve if pipeline is None else lambda h, depth: pipeline.retrieve(h).head(depth)
+        )
+        self.embedder = FakeStage("embed", self._embed)
+        self.retriever = FakeStage("retrieve", self._find if embed_in_retriever else self._retrieve)
         self.missing: list[list[bool]] = []
         """What a retriever that embeds was asked to embed, by call."""
         self.embed_timeouts: list[float] = []
         """Seconds that it was given for that, by call."""
         self.embeds = True
         """Whether a retriever that embeds can."""
-        self.reranker = FakeStage("rerank", rerank)
+        self.reranker = FakeStage("rerank", rerank if pipeline is None else pipeline.rerank_scores)
         ingress = Gateway(
             str(store.directory),
             None,
@@ -119,11 +130,12 @@ class Rig:
         self.missing.append(missing.tolist())
         self.embed_timeouts.append(timeout_s)
         if not missing.any():
-            return Found(retrieve(histories, depth), np.empty((0, 0), np.float32))
+            return Found(self._retrieve(histories, depth), np.empty((0, 0), np.float32))
         if not self.embeds:
-            return Found(retrieve(histories, depth), None)
-        histories = histories.with_vectors(np.ones((len(histories), 2), np.float32))
-        return Found(retrieve(histories, depth), np.ones((missing.sum(), 2), np.float32), 0.001)
+            return Found(self._retrieve(histories, depth), None)
+        vectors = self._embed(histories)
+        histories = histories.with_vectors(vectors)
+        return Found(self._retrieve(histories, depth), vectors[missing], 0.001)
 
     async def recommend(self, **body: Any) -> dict[str, Any]:
         response = await self.client.post("/v1/recommend", json=body)

@@ -20,12 +20,13 @@ import torch.distributed as dist
 from transformers import AutoModel
 
 from fusionrec.errors import FusionRecError
-from fusionrec.training import checkpoints
+from fusionrec.training import checkpoints, weights
 from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import prepare_process, train
 from fusionrec.training.task import shuffled
 from fusionrec.training.tasks import load_task
+from fusionrec.training.weights import build_engine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +92,28 @@ def broken_disk(checkpoint, path):
 works_in_place = TrainingConfig.works_in_place
 
 
+def shares_weights(engine) -> bool:
+    """Whether the optimizer updates the very weights that the model computes with."""
+    masters = getattr(engine.optimizer, "single_partition_of_fp32_groups", ())
+    held = {master.untyped_storage().data_ptr() for master in masters}
+    trained = (each for each in engine.module.parameters() if each.requires_grad)
+    return all(weight.untyped_storage().data_ptr() in held for weight in trained)
+
+
 def run(scenario: dict) -> dict:
     folder = scenario["task"].get("folder")
     task = load_task(Path(folder)) if folder else Toy(**scenario["task"])
     config = TrainingConfig(**scenario["config"])
     directory = Path(scenario["directory"])
-    losses = []
+    losses, engines, shares = [], [], []
+
+    def build(*args, **kwargs):
+        engines.append(build_engine(*args, **kwargs))
+        return engines[0]
 
     def on_report(report):
         losses.append(report.loss)
+        shares.append(shares_weights(engines[0]))
         if report.step == scenario.get("kill_at") and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if report.step == scenario.get("terminate_at") and dist.get_rank() == 1:
@@ -112,6 +126,7 @@ def run(scenario: dict) -> dict:
     def noticed():
         return len(losses) == scenario.get("noticed_at")
 
+    weights.build_engine = build
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if scenario.get("copies"):
         TrainingConfig.works_in_place = lambda *_, **__: False
@@ -119,13 +134,15 @@ def run(scenario: dict) -> dict:
         checkpoints.sha256_of = partial(broken_disk, scenario["break_disk_at"])
     try:
         result = train(task, config, directory, on_report=on_report, noticed=noticed)
+        found = {"result": result.model_dump(mode="json")}
     except (FusionRecError, InterruptedError) as error:
-        return {"error": type(error).__name__, "message": str(error), "losses": losses}
+        found = {"error": type(error).__name__, "message": str(error)}
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         checkpoints.sha256_of = sha256_of
         TrainingConfig.works_in_place = works_in_place
-    return {"result": result.model_dump(mode="json"), "losses": losses}
+        weights.build_engine = build_engine
+    return found | {"losses": losses, "shares_weights": all(shares)}
 
 
 def main() -> None:

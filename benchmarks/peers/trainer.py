@@ -294,13 +294,13 @@ def main() -> None:
         dist.init_process_group("gloo")
     torch.manual_seed(config.seed)
     model = SYSTEMS[config.system](config, task, clock)
+    if config.system == "engine":
+        dist.destroy_process_group()  # the held-out examples are read by the first worker alone
     if model is not None:
         found = clock.summary()
         found["loss_before"] = loss_of(held_out, held_out.build_model(), config.batch_size)
         found["loss_after"] = loss_of(held_out, model.float(), config.batch_size)
         (config.out / "result.json").write_text(json.dumps(found), encoding="utf-8")
-    if config.system == "engine":
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

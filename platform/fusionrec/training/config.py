@@ -137,17 +137,13 @@ class TrainingConfig(Config):
             free.add("lora")
         return self.model_dump(mode="json", exclude=free)
 
-    def works_in_place(self, world_size: int, *, bf16: bool) -> bool:
-        """Whether the optimizer works on the model's own tensors: one worker, and float32."""
-        return world_size == 1 and self.zero_stage < 3 and not bf16
+    def works_in_place(self, world_size: int) -> bool:
+        """Whether the optimizer works on the model's own tensors: it has nobody to share with."""
+        return world_size == 1 and self.zero_stage < 3
 
     def deepspeed(self, world_size: int, *, bf16: bool, universal: bool = False) -> dict[str, Any]:
         """DeepSpeed's own configuration; ``universal`` when it will load a universal checkpoint."""
         zero: dict[str, Any] = {"stage": self.zero_stage}
-        if world_size == 1 and self.zero_stage < 3:
-            # Gradients beyond the size of a bucket are taken as they are. With nobody to send them
-            # to there is no reason to copy them into one.
-            zero |= {"reduce_bucket_size": 1}
         if self.zero_stage == 3:
             # With the default thresholds a small model is never partitioned at all.
             zero |= {"stage3_param_persistence_threshold": 10_000}

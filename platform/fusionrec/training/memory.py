@@ -178,8 +178,8 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
     trained = sum(count for count, on in counts if on)
     shards = num_workers
     share = -(-trained // shards)
-    in_place = config.works_in_place(num_workers, bf16=half)
-    master = 0 if in_place else share * _WHOLE
+    in_place = config.works_in_place(num_workers)
+    master = 0 if in_place and not half else share * _WHOLE
     weights, gathered = parameters * size + master, 0
     gradients, optimizer = trained * size, 2 * share * _WHOLE
     # Of several workers' gradients DeepSpeed sends copies, in a bucket. Then it copies its shard

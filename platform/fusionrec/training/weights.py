@@ -93,7 +93,7 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=[g for g in groups if g["params"]], config=settings
     )
-    if config.works_in_place(world_size, bf16=bf16):
+    if config.works_in_place(world_size):
         work_in_place(engine.optimizer)
     return engine
 

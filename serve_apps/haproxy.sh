@@ -6,5 +6,10 @@ for argument in "$@"; do
   previous=$argument
 done
 sed -i -e 's/bind \*:/bind 127.0.0.1:/' -e 's/bind :\([0-9]\)/bind 127.0.0.1:\1/' "$config"
+# Started again after a fault, it does not know for half a second where requests go. Serve has it
+# answer 404 then, which no client tries again.
+grep -q '^ *use_backend ' "$config" || sed -i \
+  's|return status 404 content-type text/plain .*|return status 503 content-type text/plain string "starting" hdr Retry-After 1|' \
+  "$config"
 echo $$ >> "$FUSIONREC_HAPROXY_PIDS"
 exec "$FUSIONREC_HAPROXY" "$@"

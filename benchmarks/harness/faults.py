@@ -73,11 +73,11 @@ def gateway() -> Fault:
 
 
 def proxy(name: str) -> Fault:
-    """SIGKILL of what accepts connections: likewise; until it is back, connections are refused."""
+    """SIGKILL of what accepts connections: likewise; until it is back, they are turned away."""
     return Fault(
         f"SIGKILL of the proxy ({name})",
         lambda _: _kill(actors.find().proxies),
-        _only_what_was_in_flight,
+        _only_what_it_had,
     )
 
 
@@ -264,6 +264,14 @@ def _nobody_notices(seen: Happening) -> list[str]:
 
 def _only_what_was_in_flight(seen: Happening) -> list[str]:
     failed = seen.errors - seen.refused
+    return [f"{failed} errors, {seen.in_flight} in flight"] * (failed > seen.in_flight) + _common(
+        seen
+    )
+
+
+def _only_what_it_had(seen: Happening) -> list[str]:
+    """As above; a new proxy says 503 to what comes before it knows where that goes."""
+    failed = seen.errors - seen.refused - seen.result.counts[503]
     return [f"{failed} errors, {seen.in_flight} in flight"] * (failed > seen.in_flight) + _common(
         seen
     )

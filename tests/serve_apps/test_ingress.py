@@ -1,8 +1,10 @@
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from serve_apps import ingress
 from serve_apps.ingress import PIDS, SWITCH, free_ports, prefer_haproxy, stop_haproxy
 
 
@@ -35,3 +37,29 @@ def test_free_ports_are_none_that_the_system_gives_by_chance(monkeypatch: pytest
     monkeypatch.setattr("serve_apps.ingress._PORTS", ports)
     with socket.create_server(("127.0.0.1", ports[0])):
         assert set(free_ports(4)) == set(ports[1:])
+
+
+NOT_FOUND = "http-request return status 404 content-type text/plain lf-string"
+FRONTEND = "    bind :9101\n    # static use_backend selection below\n"
+
+
+@pytest.mark.parametrize("route", ["", "    use_backend app if is_app\n"])
+def test_haproxy_is_on_loopback_and_says_503_while_it_has_no_route(tmp_path: Path, route: str):
+    templates = pytest.importorskip("ray.serve._private.haproxy_templates")
+    assert NOT_FOUND in templates.HAPROXY_CONFIG_TEMPLATE
+    assert "\n    use_backend" in templates.HAPROXY_CONFIG_TEMPLATE
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(f'{FRONTEND}{route}backend default_backend\n    {NOT_FOUND} "no %[path]"\n')
+    subprocess.run(
+        ["sh", str(Path(ingress.__file__).with_name("haproxy.sh")), "-db", "-f", str(config)],
+        env={
+            "FUSIONREC_HAPROXY": "/bin/true",
+            PIDS: str(tmp_path / "pids"),
+            "PATH": "/usr/bin:/bin",
+        },
+        check=True,
+    )
+    text = config.read_text()
+    assert "    bind 127.0.0.1:9101\n" in text
+    assert ("status 404" in text) == bool(route)
+    assert ("status 503" in text and "Retry-After 1" in text) == (not route)

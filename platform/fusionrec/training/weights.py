@@ -22,6 +22,7 @@ from fusionrec.errors import ConfigError
 from fusionrec.language.precision import Precision
 from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.lone import work_in_place
+from fusionrec.training.operators import load_operator
 from fusionrec.training.task import Batch, Task
 
 SHARDS = "deepspeed"
@@ -69,6 +70,7 @@ def build_engine(
     import deepspeed
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+    load_operator()
     # Before any model is built: ZeRO-3 partitions it then, and must know the group.
     deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     bf16 = use_bf16(config.precision)

@@ -1,0 +1,29 @@
+"""The operator that DeepSpeed compiles at first use on a CPU: by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+def load_operator() -> None:
+    """Load DeepSpeed's operator for workers of one machine, which may compile it for minutes.
+
+    torch lets other processes wait while one compiles, for a file that this one removes in the end.
+    One that was killed leaves the file, and all that come later would wait for ever. So they wait
+    for a lock here, which ends with its process; whoever has it knows that such a file is stale.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.ops.op_builder.builder import DEFAULT_TORCH_EXTENSION_PATH
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
+        return
+    built = Path(os.environ.get("TORCH_EXTENSIONS_DIR", DEFAULT_TORCH_EXTENSION_PATH))
+    built.mkdir(parents=True, exist_ok=True)
+    with (built / f".{builder.NAME}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (built / builder.NAME / "lock").unlink(missing_ok=True)
+        builder.load()

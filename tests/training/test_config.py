@@ -25,6 +25,7 @@ def test_json_round_trip_and_identity():
     assert TrainingConfig.model_validate_json(config.model_dump_json()) == config
     more_often = config.model_copy(update={"checkpoint_every": 1, "num_threads": 7})
     assert more_often.identity() == config.identity()
+    assert config.model_copy(update={"offload_optimizer": True}).identity() == config.identity()
     assert config.model_copy(update={"seed": 1}).identity() != config.identity()
     with pytest.raises(ValidationError):
         TrainingConfig(zero_stage=4)
@@ -41,3 +42,9 @@ def test_deepspeed_settings():
     assert settings["train_batch_size"] == 24
     assert settings["bf16"]["enabled"] is True
     assert settings["optimizer"]["params"]["torch_adam"] is True
+    assert not {"offload_optimizer", "offload_param"} & settings["zero_optimization"].keys()
+    both = TrainingConfig(zero_stage=3, offload_optimizer=True, offload_parameters=True)
+    assert TrainingConfig().works_in_place(1)
+    assert not TrainingConfig(offload_optimizer=True).works_in_place(1)
+    zero = both.deepspeed(1, bf16=False)["zero_optimization"]
+    assert zero["offload_optimizer"] == zero["offload_param"] == {"device": "cpu"}

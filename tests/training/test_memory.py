@@ -6,7 +6,16 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from fusionrec.training.config import LoraSettings, TrainingConfig
 from fusionrec.training.loads import load_of
-from fusionrec.training.memory import Architecture, LiveBytes, Load, Pass, Reads, estimate
+from fusionrec.training.memory import (
+    Architecture,
+    LiveBytes,
+    Load,
+    Pass,
+    Reads,
+    _Traced,
+    _with_states,
+    estimate,
+)
 from fusionrec.training.objectives.encoder import EncoderSettings
 from fusionrec.training.objectives.reranker import RerankerSettings
 
@@ -69,6 +78,31 @@ def test_what_takes_less(tiny_encoder):
     assert peak(activation_checkpointing=True) < peak()
     assert peak(rows=32) < peak()
     assert peak(precision="bf16") < peak()
+
+
+def test_what_is_offloaded_is_the_machines():
+    """Of 1,000 weights in bf16, 400 of them trained, 100 in a matrix, on 2 workers."""
+    traced = _Traced(1000, 400, 100, activations=50, peak=900)
+
+    def held(device: str = "cuda", **settings):
+        config = TrainingConfig(**{"zero_stage": 3} | settings)
+        return _with_states(traced, config, bf16=True, shards=2, device=device)
+
+    here, there = held(), held(offload_optimizer=True)
+    assert (here.weights, here.optimizer, here.host) == (1000 + 2000 + 800, 1600, 0)
+    # Masters, their gradients and both moments in float32, and gradients as they come.
+    assert (there.weights, there.optimizer, there.host) == (1000 + 2000, 0, 200 * (16 + 2))
+    assert here.peak - there.peak == 800 + 1600
+    both = held(offload_optimizer=True, offload_parameters=True)
+    assert (both.weights, both.host) == (2000, there.host + 1000)
+    # New weights, gradients of the passes before, the largest matrix.
+    first = held(zero_stage=1, offload_optimizer=True, accumulation=2)
+    assert first.host == 200 * (16 + 2 + 2) + 200
+    assert first.gradients == held(zero_stage=1).gradients + 200
+    # Without a device they are copies in the same memory.
+    cpu, copied = held("cpu"), held("cpu", offload_optimizer=True)
+    assert (cpu.host, copied.host) == (0, 0)
+    assert (copied.optimizer, copied.peak) == (there.host, cpu.peak - 800 - 1600 + there.host)
 
 
 def test_weights_are_not_read(tiny_encoder, tmp_path):

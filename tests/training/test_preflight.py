@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import shutil
 
@@ -114,6 +115,34 @@ def test_settings_that_are_ignored(check):
     with pytest.warns(UserWarning, match="nothing to shard"):
         check(zero_stage=3)
     check(zero_stage=3, num_workers=2)
+    if not torch.cuda.is_available():
+        with pytest.warns(UserWarning, match="nothing to move where there is no GPU"):
+            check(offload_optimizer=True)
+
+
+def test_weights_are_offloaded_where_they_are_sharded(check):
+    with pytest.raises(ConfigError, match=r"offload_parameters = True .* set --zero-stage 3"):
+        check(offload_parameters=True, zero_stage=2)
+
+
+def test_machine_is_too_small_for_what_is_offloaded(check):
+    plan = check()
+    assert plan.offloaded == ""
+    estimate = dataclasses.replace(plan.estimate, peak=10**9, host=10**10)
+    plan = preflight.Plan(estimate, available=12 * 10**8, machine=12 * 10**9)
+    assert plan.fits
+    assert ", and offloads 10.00 GB of the machine's 12.00 GB; a checkpoint" in plan.sentence
+    assert not dataclasses.replace(plan, machine=10**10).fits
+
+
+def test_offloading_comes_before_smaller_batches(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = TrainingConfig(batch_size=2, activation_checkpointing=True)
+    flags = [flags for flags, _ in preflight._nearer(config, num_workers=1)]
+    assert flags.index("--offload-optimizer") == 0
+    assert flags.index("--batch-size 1 --accumulation 2") < flags.index(
+        "--offload-optimizer --batch-size 1 --accumulation 2"
+    )
 
 
 def test_a_tower_would_be_lost(check, tiny_encoder, tmp_path):

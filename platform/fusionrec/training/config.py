@@ -60,6 +60,11 @@ class TrainingConfig(Config):
     """Only read by the methods lora and dora."""
     zero_stage: int = Field(1, ge=1, le=3)
     """DeepSpeed ZeRO: 1 shards optimizer states over workers, 2 gradients too, 3 weights too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's states and float32 weights in the machine's memory instead of the GPU's,
+    and step on its cores."""
+    offload_parameters: bool = False
+    """Keep the weights there, too, but for those that are computed with; with ZeRO 3 only."""
     epochs: int = Field(1, ge=1)
     """Passes over the examples."""
     max_steps: int | None = Field(None, ge=1)
@@ -132,21 +137,29 @@ class TrainingConfig(Config):
         """
         free = {"num_threads", "checkpoint_every", "keep_checkpoints", "report_every"}
         free |= {"activation_checkpointing", "max_skipped_steps", "spike_sigmas", "trackers"}
-        free |= {"checkpoint_staging", "accumulation"}
+        free |= {"checkpoint_staging", "accumulation", "offload_optimizer", "offload_parameters"}
         if not self.method.adapts:
             free.add("lora")
         return self.model_dump(mode="json", exclude=free)
 
     def works_in_place(self, world_size: int) -> bool:
-        """Whether the optimizer works on the model's own tensors: it has nobody to share with."""
-        return world_size == 1 and self.zero_stage < 3
+        """Whether the optimizer works on the model's own tensors, which nobody shares with it."""
+        return world_size == 1 and self.zero_stage < 3 and not self.offload_optimizer
 
     def deepspeed(self, world_size: int, *, bf16: bool, universal: bool = False) -> dict[str, Any]:
         """DeepSpeed's own configuration; ``universal`` when it will load a universal checkpoint."""
         zero: dict[str, Any] = {"stage": self.zero_stage}
+        if world_size == 1 and self.zero_stage < 3:
+            # Gradients beyond the size of a bucket are taken as they are. With nobody to send them
+            # to there is no reason to copy them into one.
+            zero |= {"reduce_bucket_size": 1}
         if self.zero_stage == 3:
             # With the default thresholds a small model is never partitioned at all.
             zero |= {"stage3_param_persistence_threshold": 10_000}
+        if self.offload_optimizer:
+            zero |= {"offload_optimizer": {"device": "cpu"}}
+        if self.offload_parameters:
+            zero |= {"offload_param": {"device": "cpu"}}
         return {
             "train_micro_batch_size_per_gpu": self.batch_size,
             "gradient_accumulation_steps": self.accumulation,
@@ -157,7 +170,8 @@ class TrainingConfig(Config):
             "optimizer": {
                 "type": "AdamW",
                 # torch's own AdamW: DeepSpeed's would compile a second native operator. Fused, it
-                # goes over weights and states once and needs no room for copies of them.
+                # goes over weights and states once and needs no room for copies of them, on CPUs
+                # too: offloaded states want no other.
                 "params": {"lr": self.learning_rate, "torch_adam": True, "fused": True},
             },
             "checkpoint": {"load_universal": universal},

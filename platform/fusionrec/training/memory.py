@@ -6,9 +6,9 @@ so that an architecture needs no formula of its own. What DeepSpeed holds beside
 its ZeRO stage (Rajbhandari et al., 2020, arXiv:1910.02054, and what its implementation buffers).
 No weights are read; tracing a model of a billion parameters takes seconds and no memory.
 
-Bytes are of one worker: its device where it has one, its process otherwise. Not counted are what
-the libraries themselves take (half a GB of a process, or a CUDA context) and what an allocator
-keeps for later.
+Bytes are of one worker: its device where it has one, its process otherwise; what is offloaded from
+a device is counted apart. Not counted are what the libraries themselves take (half a GB of a
+process, or a CUDA context) and what an allocator keeps for later.
 """
 
 from __future__ import annotations
@@ -98,13 +98,29 @@ class Estimate:
     where they are not the same."""
     gradients: int
     optimizer: int
-    """Both moments of AdamW."""
+    """Both moments of AdamW. Without a device, with all that would be offloaded from it."""
+    host: int
+    """What a worker with a device offloads to its machine's memory."""
     activations: int
     """What a forward pass keeps for the backward pass, and what the latter needs on its way."""
     peak: int
     """Less than the sum: gradients grow while activations go."""
     checkpoint: int
     """On disk, over all workers."""
+
+
+class _Traced(NamedTuple):
+    """What a forward and a backward pass tell of a model."""
+
+    parameters: int
+    trained: int
+    """Parameters that are trained."""
+    largest: int
+    """Parameters of the largest matrix that is trained."""
+    activations: int
+    """Bytes that the forward passes leave."""
+    peak: int
+    """Bytes of these and of the backward pass with gradients."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -155,7 +171,6 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
         ConfigError: it cannot compute its layers again and is told to.
     """
     half = use_bf16(config.precision)
-    size = 2 if half else _WHOLE
     described = load_pretrained(transformers.AutoConfig.from_pretrained, folder)
     if load.architecture is Architecture.CLASSIFIER:
         described.num_labels = 1
@@ -173,14 +188,25 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
         # Made in their dtype: fake weights cannot be converted afterwards.
         model = with_adapters(model, load, config).train()
         counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-        forward, peak = _trace(model, load)
-    parameters = sum(count for count, _ in counts)
-    trained = sum(count for count, on in counts if on)
-    shards = num_workers
+        traced = _Traced(
+            sum(count for count, _ in counts),
+            sum(count for count, on in counts if on),
+            max(count for count, on in counts if on),
+            *_trace(model, load),
+        )
+    return _with_states(traced, config, bf16=half, shards=num_workers, device=device)
+
+
+def _with_states(
+    traced: _Traced, config: TrainingConfig, *, bf16: bool, shards: int, device: str
+) -> Estimate:
+    """What is traced, with what DeepSpeed holds of it in each of ``shards`` workers."""
+    parameters, trained = traced.parameters, traced.trained
+    size = 2 if bf16 else _WHOLE
     share = -(-trained // shards)
-    in_place = config.works_in_place(num_workers)
-    master = 0 if in_place and not half else share * _WHOLE
-    weights, gathered = parameters * size + master, 0
+    in_place = config.works_in_place(shards)
+    masters = 0 if in_place and not bf16 else share * _WHOLE
+    weights, gathered = parameters * size, 0
     gradients, optimizer = trained * size, 2 * share * _WHOLE
     # Of several workers' gradients DeepSpeed sends copies, in a bucket. Then it copies its shard
     # out of the others, and once more into one piece for AdamW, which is fused and adds nothing.
@@ -189,18 +215,36 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
     stepping = 0 if in_place else 2 * share * _WHOLE
     if config.zero_stage == 3:
         stepping += share * size  # gradients are reduced into a buffer of their own
-        if shards > 1:
+        if shards > 1 or config.offload_parameters:
             gathered = min(parameters, _GATHERED) * size
-            weights = -(-parameters // shards) * size + master
+            weights = -(-parameters // shards) * size
     held = 0 if config.accumulation == 1 else gradients  # of the passes before
+    host = 0
+    if config.offload_optimizer:
+        # Gradients in float32 stay there. ZeRO 3 has those of the pass beside them; 1 and 2 have
+        # new weights on their way back, what earlier passes left, and room for a gradient.
+        passing = share * size
+        if config.zero_stage < 3:
+            passing += traced.largest * size + (share * size if held else 0)
+            bucket += traced.largest * size
+        host = masters + optimizer + share * _WHOLE + passing
+        masters = optimizer = stepping = 0
+    if config.offload_parameters:
+        host += weights
+        weights = 0
+    # A worker without a device has its machine's memory only.
+    optimizer, host = (optimizer + host, 0) if device == "cpu" else (optimizer, host)
+    weights += masters
+    peak = max(gathered + held + traced.peak, gradients + stepping)
     return Estimate(
         parameters=parameters,
         trained=trained,
         weights=weights + gathered,
         gradients=gradients + bucket,
         optimizer=optimizer,
-        activations=forward,
-        peak=weights + optimizer + bucket + max(gathered + held + peak, gradients + stepping),
+        host=host,
+        activations=traced.activations,
+        peak=weights + optimizer + bucket + peak,
         checkpoint=(trained * size if config.zero_stage < 3 else 0) + 3 * trained * _WHOLE,
     )
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -47,6 +47,8 @@ class Plan:
     """Of one worker."""
     available: int
     """Bytes that a worker can have: of its GPU, or its part of this machine's memory."""
+    machine: int
+    """Its part of this machine's memory, for what is offloaded from a GPU."""
 
     @property
     def sentence(self) -> str:
@@ -57,9 +59,21 @@ class Plan:
         listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
         return (
             f"{e.trained / 1e6:,.1f} of {e.parameters / 1e6:,.1f} million parameters are trained; "
-            f"a worker takes up to {_gb(e.peak)} of {_gb(self.available)} ({listed}), a checkpoint "
-            f"{_gb(e.checkpoint)}"
+            f"a worker takes up to {_gb(e.peak)} of {_gb(self.available)} ({listed})"
+            f"{self.offloaded}; a checkpoint takes {_gb(e.checkpoint)}"
         )
+
+    @property
+    def offloaded(self) -> str:
+        """The part of a sentence that tells of what leaves the GPU; empty where nothing does."""
+        host, free = self.estimate.host, self.machine
+        return f", and offloads {_gb(host)} of the machine's {_gb(free)}" if host else ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether a worker can have it."""
+        taken = ((self.estimate.peak, self.available), (self.estimate.host, self.machine))
+        return all(need * _SPARE <= free for need, free in taken)
 
 
 def check(
@@ -91,21 +105,28 @@ def check(
     _positions(folder, settings)
     refuse_two_towers(settings)
     _build_tools()
-    available = _available(workers_here)
-    need = estimate(folder, load_of(config.batch_size), config, num_workers=num_workers)
+    available, machine = _available(workers_here), _machine(workers_here)
+
+    def planned(chosen: TrainingConfig) -> Plan:
+        load = load_of(chosen.batch_size)
+        found = estimate(folder, load, chosen, num_workers=num_workers)
+        return Plan(found, available, machine)
+
+    plan = planned(config)
+    need = plan.estimate
     _disk(need, config, directory)
-    if need.peak * _SPARE > available:
+    if not plan.fits:
         remedy = "take a smaller model, or a machine with more"
         for flags, other in _nearer(config, num_workers):
-            found = estimate(folder, load_of(other.batch_size), other, num_workers=num_workers)
-            if found.peak * _SPARE <= available:
-                remedy = f"{flags} fits ({_gb(found.peak)})"
+            found = planned(other)
+            if found.fits:
+                remedy = f"{flags} fits ({_gb(found.estimate.peak)})"
                 break
         raise TrainingError(
             f"a worker needs about {_gb(need.peak)} of memory, {_gb(need.activations)} of it for "
-            f"the activations of its batch, and can have {_gb(available)}: {remedy}"
+            f"the activations of its batch, and can have {_gb(available)}{plan.offloaded}: {remedy}"
         )
-    return Plan(need, available)
+    return plan
 
 
 def check_shares(fewest: int, num_workers: int, accumulation: int) -> None:
@@ -141,19 +162,22 @@ def _nearer(config: TrainingConfig, num_workers: int) -> Iterator[tuple[str, Tra
         yield f"{flags} --zero-stage {stage}".strip(), changed
     if changed.zero_stage != config.zero_stage:
         flags += f" --zero-stage {changed.zero_stage}"
-    for method in (config.method, Method.LORA):
-        tried = f"{flags} --method lora" if method is not config.method else flags
+    others: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if torch.cuda.is_available() and not config.offload_optimizer:
+        others.append((" --offload-optimizer", {"offload_optimizer": True}))
+        yield f"{flags} --offload-optimizer".strip(), changed.model_copy(update=others[-1][1])
+    if config.method is not Method.LORA:
+        others.append((" --method lora", {"method": Method.LORA}))
+    for flag, setting in others:
         size, times = config.batch_size, config.accumulation
         while size >= 1:
-            update = {"batch_size": size, "accumulation": times, "method": method}
+            update = {"batch_size": size, "accumulation": times} | setting
             smaller = f" --batch-size {size} --accumulation {times}"
             yield (
-                (tried + (smaller if size < config.batch_size else "")).strip(),
+                (flags + flag + (smaller if size < config.batch_size else "")).strip(),
                 changed.model_copy(update=update),
             )
             size, times = size // 2, times * 2
-        if config.method is Method.LORA:
-            break
 
 
 def _available(workers_here: int) -> int:
@@ -161,6 +185,11 @@ def _available(workers_here: int) -> int:
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return free
+    return _machine(workers_here)
+
+
+def _machine(workers_here: int) -> int:
+    """A worker's part of what is free of this machine's memory."""
     known = Path("/proc/meminfo")
     if known.is_file():
         lines = known.read_text(encoding="ascii").splitlines()
@@ -191,7 +220,16 @@ def _settings(config: TrainingConfig, num_workers: int) -> None:
                 f"setting trackers = {tracker} needs the Python package {package}, which is not "
                 f"installed: run pip install 'fusionrec[{tracker}]'"
             )
-    if config.zero_stage > 1 and num_workers == 1:
+    if config.offload_parameters and config.zero_stage < 3:
+        raise ConfigError(
+            "setting offload_parameters = True is wrong: ZeRO 1 and 2 keep the weights on the GPU; "
+            "set --zero-stage 3, or leave it out"
+        )
+    for name in ("offload_optimizer", "offload_parameters"):
+        if getattr(config, name) and not cuda:
+            flag = name.replace("_", "-")
+            warnings.warn(f"--{flag} has nothing to move where there is no GPU", stacklevel=3)
+    if config.zero_stage > 1 and num_workers == 1 and not config.offload_parameters:
         warnings.warn(
             f"--zero-stage {config.zero_stage} has nothing to shard with one worker", stacklevel=3
         )

@@ -40,6 +40,7 @@ from fusionrec.serving.pipeline import read_config
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.semantic import Semantic
 from fusionrec.space import Space, replaced, searched, setting
+from fusionrec.training import quantization
 from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.encoder import EncoderSettings
@@ -65,7 +66,7 @@ class FinetuneSettings(Config):
     revision: str | None = None
     """Commit of a hub model."""
     method: Method = Method.FULL
-    """full: every weight is trained; lora, dora: adapters, whose rank is searched too."""
+    """full: every weight is trained; lora, dora, qlora: adapters, whose rank is searched too."""
     epochs: int = Field(default=3, ge=1)
     """Passes of a whole trial over the examples."""
     batch_size: int = Field(default=64, ge=2)
@@ -129,8 +130,10 @@ def campaign(config: FinetuneCampaign) -> Winner:
 
     Raises:
         ConfigError: the pipeline has no encoder or was fitted on another data set, or the campaign
-            in ``out`` searches something else.
+            in ``out`` searches something else, or a package is missing.
     """
+    if config.method is Method.QLORA:
+        quantization.require()
     dataset, parts = material(config)
     cases = parts.validation.sample(config.max_cases, config.seed)
     half = np.random.default_rng(config.seed).permutation(len(cases)) < len(cases) // 2

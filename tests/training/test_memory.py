@@ -59,6 +59,14 @@ def test_parameters(tiny_encoder):
     dora = estimate(tiny_encoder, small(), config, num_workers=1)
     # And a norm for each output.
     assert dora.trained == adapters + 2 * (5 * 32 + 64) + 32
+    config = TrainingConfig(method="qlora", lora=LoraSettings(rank=3))
+    qlora = estimate(tiny_encoder, small(), config, num_workers=1)
+    # Of 4 bytes, half a one is left, and the scales of blocks of 64 and of 256 of these.
+    under = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 32
+    left = round(under * (0.5 + (1 + 4 / 256) / 64))
+    # And the largest one is written out at a time.
+    assert lora.weights - qlora.weights == 4 * under - left - 4 * 32 * 64
+    assert qlora.trained == adapters
 
 
 def test_two_towers_are_counted(tiny_encoder):

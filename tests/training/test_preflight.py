@@ -120,6 +120,15 @@ def test_settings_that_are_ignored(check):
             check(offload_optimizer=True)
 
 
+def test_four_bits_need_a_package_and_whole_weights(check, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"method = qlora .*fusionrec\[qlora\]"):
+        check(method="qlora")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    with pytest.raises(ConfigError, match=r"zero_stage = 3 .* set --zero-stage 2"):
+        check(method="qlora", zero_stage=3, num_workers=2)
+
+
 def test_weights_are_offloaded_where_they_are_sharded(check):
     with pytest.raises(ConfigError, match=r"offload_parameters = True .* set --zero-stage 3"):
         check(offload_parameters=True, zero_stage=2)

@@ -1,5 +1,6 @@
 """Searching the encoder's fine-tuning: what is measured, kept, decided and installed."""
 
+import importlib.util
 import json
 import shutil
 
@@ -11,7 +12,7 @@ from fusionrec.data.text import item_texts
 from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import Encoder
 from fusionrec.serving.pipeline import Pipeline
-from fusionrec.training.config import TrainingConfig
+from fusionrec.training.config import Method, TrainingConfig
 from jobs.fit import FitConfig, fit
 from tuning import history
 from tuning.finetune import FinetuneCampaign, campaign, kept_model, space_of, won
@@ -54,7 +55,7 @@ def test_adapters_are_searched_where_they_are_trained():
         "task.temperature",
         *(f"training.{name}" for name in ("learning_rate", "warmup", "weight_decay")),
     }
-    for method in ("lora", "dora"):
+    for method in ("lora", "dora", "qlora"):
         adapted = space_of(EncoderRun(training=TrainingConfig(method=method)))
         assert set(adapted) - set(full) == {"training.lora.rank"}
 
@@ -69,9 +70,12 @@ def test_the_best_model_is_kept(tmp_path):
     assert (kept / "weights").read_text() == "b"
 
 
-def test_what_cannot_be_searched_is_said(config, fitted):
+def test_what_cannot_be_searched_is_said(config, fitted, monkeypatch):
     with pytest.raises(ConfigError, match=r"has no encoder to be better than: run `python -m jobs"):
         campaign(config.model_copy(update={"pipeline": fitted}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="method = qlora needs the Python package bitsandbytes"):
+        campaign(config.model_copy(update={"method": Method.QLORA}))
 
 
 @pytest.mark.ray

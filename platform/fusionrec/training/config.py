@@ -19,6 +19,7 @@ class Method(StrEnum):
     FULL = "full"
     LORA = "lora"
     DORA = "dora"
+    QLORA = "qlora"
 
     @property
     def adapts(self) -> bool:
@@ -39,7 +40,8 @@ class LoraSettings(Config):
 
     W becomes W + ΔW with ΔW = B A alpha / rank. DoRA (Liu et al., 2024, arXiv:2402.09353) trains
     the norm m of the weights of each output, too, which begins as that of W: W becomes
-    m (W + ΔW) / ‖W + ΔW‖, where the norm below is a constant to the gradient.
+    m (W + ΔW) / ‖W + ΔW‖, where the norm below is a constant to the gradient. QLoRA keeps W in 4
+    bits, see :mod:`fusionrec.training.quantization`.
     """
 
     rank: Annotated[int, Range(4, 64, log=True)] = Field(16, ge=1)
@@ -55,9 +57,10 @@ class TrainingConfig(Config):
 
     method: Method = Method.FULL
     """full: every weight; lora: low-rank adapters; dora: these and the norm of each output's
-    weights. Adapters are merged into the weights at the end."""
+    weights; qlora: low-rank adapters on weights that are kept in 4 bits. Adapters are merged into
+    the weights at the end."""
     lora: LoraSettings = LoraSettings()
-    """Only read by the methods lora and dora."""
+    """Only read by the methods lora, dora and qlora."""
     zero_stage: int = Field(1, ge=1, le=3)
     """DeepSpeed ZeRO: 1 shards optimizer states over workers, 2 gradients too, 3 weights too."""
     offload_optimizer: bool = False

@@ -32,7 +32,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fusionrec.language.models import load_pretrained
-from fusionrec.training.config import TrainingConfig
+from fusionrec.training import quantization
+from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.weights import checkpoint_activations, use_bf16, with_adapters
 
 _WHOLE = 4
@@ -121,6 +122,10 @@ class _Traced(NamedTuple):
     """Bytes that the forward passes leave."""
     peak: int
     """Bytes of these and of the backward pass with gradients."""
+    packed: int = 0
+    """Parameters that are kept in 4 bits."""
+    written: int = 0
+    """The most of them that are written out at once."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -168,7 +173,7 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
 
     Raises:
         ModelError: the architecture is not known.
-        ConfigError: it cannot compute its layers again and is told to.
+        ConfigError: it cannot compute its layers again, or not in 4 bits, and is told to.
     """
     half = use_bf16(config.precision)
     described = load_pretrained(transformers.AutoConfig.from_pretrained, folder)
@@ -188,11 +193,15 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
         # Made in their dtype: fake weights cannot be converted afterwards.
         model = with_adapters(model, load, config).train()
         counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        layers = quantization.adapted_layers(model) if config.method is Method.QLORA else []
+        packed = [layer.get_base_layer().weight.numel() for layer in layers]
         traced = _Traced(
             sum(count for count, _ in counts),
             sum(count for count, on in counts if on),
             max(count for count, on in counts if on),
             *_trace(model, load),
+            packed=sum(packed),
+            written=max(packed, default=0),
         )
     return _with_states(traced, config, bf16=half, shards=num_workers, device=device)
 
@@ -206,7 +215,8 @@ def _with_states(
     share = -(-trained // shards)
     in_place = config.works_in_place(shards)
     masters = 0 if in_place and not bf16 else share * _WHOLE
-    weights, gathered = parameters * size, 0
+    weights = (parameters - traced.packed) * size + round(traced.packed * quantization.BYTES)
+    gathered = traced.written * size
     gradients, optimizer = trained * size, 2 * share * _WHOLE
     # Of several workers' gradients DeepSpeed sends copies, in a bucket. Then it copies its shard
     # out of the others, and once more into one piece for AdamW, which is fused and adds nothing.

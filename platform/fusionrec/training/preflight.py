@@ -24,6 +24,7 @@ import torch
 from fusionrec.errors import ConfigError, ModelError, TrainingError
 from fusionrec.language.models import resolve
 from fusionrec.language.precision import Precision
+from fusionrec.training import quantization
 from fusionrec.training.config import Method, TrackerName, TrainingConfig
 from fusionrec.training.memory import Estimate, Load, estimate
 from fusionrec.training.objectives.settings import refuse_two_towers
@@ -157,7 +158,8 @@ def _nearer(config: TrainingConfig, num_workers: int) -> Iterator[tuple[str, Tra
         flags += " --activation-checkpointing"
         changed = changed.model_copy(update={"activation_checkpointing": True})
         yield flags.strip(), changed
-    for stage in range(config.zero_stage + 1, 4 if num_workers > 1 else 0):
+    highest = 2 if config.method is Method.QLORA else 3
+    for stage in range(config.zero_stage + 1, highest + 1 if num_workers > 1 else 0):
         changed = changed.model_copy(update={"zero_stage": stage})
         yield f"{flags} --zero-stage {stage}".strip(), changed
     if changed.zero_stage != config.zero_stage:
@@ -166,7 +168,7 @@ def _nearer(config: TrainingConfig, num_workers: int) -> Iterator[tuple[str, Tra
     if torch.cuda.is_available() and not config.offload_optimizer:
         others.append((" --offload-optimizer", {"offload_optimizer": True}))
         yield f"{flags} --offload-optimizer".strip(), changed.model_copy(update=others[-1][1])
-    if config.method is not Method.LORA:
+    if config.method not in (Method.LORA, Method.QLORA):
         others.append((" --method lora", {"method": Method.LORA}))
     for flag, setting in others:
         size, times = config.batch_size, config.accumulation
@@ -214,6 +216,13 @@ def _settings(config: TrainingConfig, num_workers: int) -> None:
         )
     if "lora" in config.model_fields_set and config.method is Method.FULL:
         warnings.warn("--lora.* is ignored by --method full: set --method lora", stacklevel=3)
+    if config.method is Method.QLORA:
+        quantization.require()
+        if config.zero_stage == 3:
+            raise ConfigError(
+                "setting zero_stage = 3 is wrong: weights in 4 bits are not sharded; set "
+                "--zero-stage 2, or --method lora"
+            )
     for tracker, package in _PACKAGES.items():
         if tracker in config.trackers and importlib.util.find_spec(package) is None:
             raise ConfigError(

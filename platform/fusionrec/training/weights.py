@@ -23,6 +23,7 @@ from fusionrec.language.precision import Precision
 from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.lone import work_in_place
 from fusionrec.training.operators import load_operator
+from fusionrec.training.quantization import quantize, values
 from fusionrec.training.task import Batch, Task
 
 SHARDS = "deepspeed"
@@ -83,6 +84,9 @@ def build_engine(
     if config.activation_checkpointing:
         checkpoint_activations(model)
     model = with_adapters(model, task, config)
+    if config.method is Method.QLORA:
+        device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
+        quantize(model, device, torch.bfloat16 if bf16 else torch.float32)
     del partitioning
     module = _LossModule(model, task)
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -257,7 +261,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 def gather(engine: Any) -> dict[str, torch.Tensor]:
     """All weights and buffers of the task's model by name, whole, on rank 0; empty elsewhere.
 
-    Trained weights are the optimizer's float32 ones, also where bfloat16 did the computing.
+    Trained weights are the optimizer's float32 ones, also where bfloat16 did the computing. Weights
+    in 4 bits are those that they stand for.
     """
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
@@ -274,7 +279,7 @@ def gather(engine: Any) -> dict[str, torch.Tensor]:
                 [parameter], enabled=hasattr(parameter, "ds_id")
             ):
                 if keep:
-                    full[name] = parameter.detach().cpu().clone()
+                    full[name] = values(parameter).detach().cpu().clone()
     if keep:
         full |= {n: b.detach().cpu().clone() for n, b in engine.module.model.named_buffers()}
     return full

@@ -23,6 +23,17 @@ WIDE = {"batch_size": 2, "max_steps": 2, "num_threads": 1, "trackers": []}
 
 
 @pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A model with an odd number of biases, which DeepSpeed makes even."""
+    folder = tmp_path_factory.mktemp("odd")
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        config = BertConfig(**shape, intermediate_size=63, vocab_size=1000)
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A model of 19 million parameters."""
     folder = tmp_path_factory.mktemp("wide")
@@ -34,14 +45,14 @@ def wide(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers(workers, tiny_encoder, wide):
+def answers(workers, odd, wide):
     """{(stage, accumulation, precision, copies): answer}, and those of the wide model by stage."""
     scenarios = {}
     for stage, accumulation, precision in CASES:
         for copies in (False, True):
             name = (stage, accumulation, precision, copies)
             scenarios[name] = {
-                "task": {"model": str(tiny_encoder), "bad_example": 3, "fault": "gradient"},
+                "task": {"model": str(odd), "bad_example": 3, "fault": "gradient"},
                 "config": SETTINGS
                 | {"zero_stage": stage, "accumulation": accumulation, "precision": precision},
                 "directory": str(workers.directory / f"lone-{'-'.join(map(str, name))}"),

@@ -48,10 +48,8 @@ def _step(optimizer: Any) -> None:
     """What ``DeepSpeedZeroOptimizer.step`` does, on each parameter's gradient where it is."""
     optimizer.micro_step_id = -1
     groups = range(len(optimizer.bit16_groups))
-    gradients = [
-        [g for g in optimizer.averaged_gradients[group] if not getattr(g, "_zero_padding", False)]
-        for group in groups
-    ]
+    # Of an odd number of elements, the last gradient is one that DeepSpeed adds.
+    gradients = [optimizer.averaged_gradients[g][: len(optimizer.bit16_groups[g])] for g in groups]
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for group in gradients for g in group]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     optimizer.overflow = not bool(norm.isfinite())

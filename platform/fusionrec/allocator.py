@@ -6,6 +6,7 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PIECE_BYTES, _LEFT_BYTES = 2**30, 2**31 - 1
+_SMALL_BYTES = 2**20
 
 
 def keep_memory() -> None:
@@ -15,7 +16,20 @@ def keep_memory() -> None:
     clears each page before it lends it again: a seventh of a reranker's time. The process stays as
     large as it has ever been. Does nothing with another C library. See mallopt(3).
     """
+    _set({_M_MMAP_THRESHOLD: _PIECE_BYTES, _M_TRIM_THRESHOLD: _LEFT_BYTES})
+
+
+def return_memory() -> None:
+    """Have glibc give back at once what a model let go of, for where memory is scarcer than time.
+
+    By default it keeps what is smaller than 32 MiB, among which other sizes find no room: ZeRO-3's
+    gathered weights, and layers that are computed again, took half as much again as was alive.
+    """
+    _set({_M_MMAP_THRESHOLD: _SMALL_BYTES})
+
+
+def _set(options: dict[int, int]) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _PIECE_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _LEFT_BYTES)
+        for option, value in options.items():
+            mallopt(option, value)

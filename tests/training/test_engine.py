@@ -13,6 +13,7 @@ from fusionrec.errors import TrainingError
 from fusionrec.training.engine import _refuse_difference
 from tests.training.scenarios import SKIPPED, faulty, scenario
 
+KILLED = [(1, "full"), (2, "full"), (3, "full"), (2, "lora")]
 RESIZED = [(1, "full"), (2, "lora"), (3, "full")]
 STILL = {"dropout": False}
 VARIANTS = [(stage, method) for stage in (1, 2, 3) for method in ("full", "lora")]
@@ -38,7 +39,7 @@ def models(tiny_encoder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begun(workers, tiny_encoder, models):
-    """{name: answer} of the runs that are whole or come to no end; the last one was killed.
+    """{name: answer} of the runs that are whole or come to no end; some were killed.
 
     Starting a process costs more than a dozen runs, so all that two fresh workers can do is done at
     once: here, and in `ended`, which goes on with these runs as after a crash.
@@ -61,11 +62,18 @@ def begun(workers, tiny_encoder, models):
         scenarios["two", stage, method] = scenario(
             directory, tiny_encoder, config, task=STILL, leave_at=5
         )
-    config, directory = {"zero_stage": 3}, workers.directory / "killed"
-    killed = scenario(directory, tiny_encoder, config, kill_at=10)
-    answers = workers.run(*scenarios.values(), killed, may_die=True)
-    assert not (directory / "result.json").exists()
+    answers = []
+    for number, (stage, method) in enumerate(KILLED):  # a kill is the end of two workers
+        config, directory = configured(workers, stage, method), killed_in(workers, stage, method)
+        last = scenario(directory, tiny_encoder, config, kill_at=6 if stage == 2 else 10)
+        others = scenarios.values() if number == 0 else ()
+        answers += workers.run(*others, last, may_die=True)
+        assert not (directory / "result.json").exists()
     return dict(zip(scenarios, answers, strict=True))
+
+
+def killed_in(workers, stage, method) -> Path:
+    return workers.directory / f"{stage}-{method}-killed"
 
 
 def configured(workers, stage, method):
@@ -106,13 +114,15 @@ def ended(workers, begun, alone, tiny_encoder, models):
         scenarios["two again", stage, method] = scenario(
             directory, tiny_encoder, config, task=STILL
         )
-    # That of step 8 may have been under way.
-    left = max(path.name for path in (workers.directory / "killed/checkpoints").glob("step-*"))
-    directory = workers.directory / "killed"
-    scenarios["killed"] = scenario(directory, tiny_encoder, {"zero_stage": 3})
+    left = {}  # the newest checkpoint of each killed run: its last one may have been under way
+    for stage, method in KILLED:
+        config, directory = configured(workers, stage, method), killed_in(workers, stage, method)
+        left["killed", stage, method] = max(p.name for p in directory.glob("checkpoints/step-*"))
+        scenarios["killed", stage, method] = scenario(directory, tiny_encoder, config)
     scenarios |= faulty(workers, begun, tiny_encoder)
     answers = dict(zip(scenarios, workers.run(*scenarios.values()), strict=True))
-    answers["killed"]["left"] = left
+    for name, checkpoint in left.items():
+        answers[name]["left"] = checkpoint
     return answers
 
 
@@ -151,9 +161,10 @@ def test_zero_stages_agree(runs, method):
     assert first["losses"] == pytest.approx(third["losses"], rel=1e-5)
 
 
-def test_killed_worker(ended, runs):
-    """SIGKILL of one worker at step 10 of 12; the same command then ends as if it never was."""
-    resumed, (whole, _) = ended["killed"], runs[3, "full"]
+@pytest.mark.parametrize("variant", KILLED)
+def test_killed_worker(ended, runs, variant):
+    """SIGKILL of one worker near the end; the same command then ends as if it never was."""
+    resumed, (whole, _) = ended["killed", *variant], runs[variant]
     assert resumed["left"] in ("step-00000004", "step-00000008")
     assert resumed["losses"] == whole["losses"][int(resumed["left"][-2:]) :]
     assert resumed["result"]["seconds"] > 0

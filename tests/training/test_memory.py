@@ -100,7 +100,7 @@ def test_what_is_offloaded_is_the_machines():
     assert (here.weights, here.optimizer, here.host) == (1000 + 2000 + 800, 1600, 0)
     # Masters, their gradients and both moments in float32, and gradients as they come.
     assert (there.weights, there.optimizer, there.host) == (1000 + 2000, 0, 200 * (16 + 2))
-    assert here.peak - there.peak == 800 + 1600
+    assert here.peak - there.peak == 800 + 1600 + 400
     both = held(offload_optimizer=True, offload_parameters=True)
     assert (both.weights, both.host) == (2000, there.host + 1000)
     # New weights, gradients of the passes before, the largest matrix.
@@ -110,7 +110,7 @@ def test_what_is_offloaded_is_the_machines():
     # Without a device they are copies in the same memory.
     cpu, copied = held("cpu"), held("cpu", offload_optimizer=True)
     assert (cpu.host, copied.host) == (0, 0)
-    assert (copied.optimizer, copied.peak) == (there.host, cpu.peak - 800 - 1600 + there.host)
+    assert (copied.optimizer, copied.peak) == (there.host, cpu.peak - 800 - 1600 - 400 + there.host)
 
 
 def test_weights_are_not_read(tiny_encoder, tmp_path):
@@ -140,8 +140,11 @@ MEASURED = {f"{stage} full": WIDE | {"zero_stage": stage} for stage in (1, 2, 3)
 MEASURED |= {
     "lora": WIDE | {"method": "lora"},
     "long": {"batch_size": 32, "tokens": 64},
-    "long, layers again": {"batch_size": 64, "tokens": 64, "activation_checkpointing": True},
+    "long, layers again": {"batch_size": 256, "tokens": 64, "activation_checkpointing": True},
 }
+
+# What libraries make once is in a process's first runs.
+FIRST = {"first": WIDE, "first lora": WIDE | {"method": "lora"}}
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +159,10 @@ def measured(workers, tmp_path_factory):
             BertModel(BertConfig(**shape)).save_pretrained(folders[width])
     scenarios, estimates = [], []
     common = {"max_steps": 2, "checkpoint_every": 99, "num_threads": 1}
-    # The first run of a process also takes what libraries make once.
-    for name, settings in {"first": WIDE, **MEASURED}.items():
+    for name, settings in (FIRST | MEASURED).items():
         config = common | {key: value for key, value in settings.items() if key != "tokens"}
         folder = folders[512 if config["batch_size"] == 2 else 192]
-        task = {"model": str(folder), "num_examples": 400, "tokens": settings["tokens"]}
+        task = {"model": str(folder), "num_examples": 1100, "tokens": settings["tokens"]}
         directory = workers.directory / f"measured {name}"
         scenarios.append({"task": task, "config": config, "directory": str(directory)})
         passes = (Pass(config["batch_size"], Reads.HIDDEN),)
@@ -169,17 +171,11 @@ def measured(workers, tmp_path_factory):
         estimates.append(found.peak)
     answers = workers.run(*scenarios)
     peaks = [answer["result"]["peak_memory_bytes"] for answer in answers]
-    pairs = zip(estimates[1:], peaks[1:], strict=True)
-    return dict(zip(MEASURED, pairs, strict=True))
+    pairs = zip(estimates, peaks, strict=True)
+    return dict(zip(FIRST | MEASURED, pairs, strict=True))
 
 
-HELD = {"1 full", "2 full"}
-BELOW = pytest.mark.xfail(reason="takes more than is estimated", strict=False)
-
-
-@pytest.mark.parametrize(
-    "variant", [v if v in HELD else pytest.param(v, marks=BELOW) for v in MEASURED]
-)
+@pytest.mark.parametrize("variant", MEASURED)
 def test_estimate_is_within_20_percent_of_the_peak(measured, variant):
     expected, peak = measured[variant]
     assert expected == pytest.approx(peak, rel=0.2)

@@ -41,7 +41,7 @@ def test_all_is_well(check):
     ("share", "settings", "remedy"),
     [
         (0.8, {}, "--activation-checkpointing fits"),
-        (0.3, {}, r"--activation-checkpointing --batch-size \d+ --accumulation \d+ fits"),
+        (0.15, {}, r"--activation-checkpointing --batch-size \d+ --accumulation \d+ fits"),
         (0.001, {}, "take a smaller model"),
     ],
 )

@@ -149,6 +149,11 @@ class TrainingConfig(Config):
         """Whether the optimizer works on the model's own tensors, which nobody shares with it."""
         return world_size == 1 and self.zero_stage < 3 and not self.offload_optimizer
 
+    @property
+    def is_sparing(self) -> bool:
+        """Whether what is asked for trades time for memory."""
+        return self.activation_checkpointing or self.zero_stage == 3
+
     def deepspeed(self, world_size: int, *, bf16: bool, universal: bool = False) -> dict[str, Any]:
         """DeepSpeed's own configuration; ``universal`` when it will load a universal checkpoint."""
         zero: dict[str, Any] = {"stage": self.zero_stage}

@@ -38,6 +38,9 @@ from fusionrec.training.weights import checkpoint_activations, use_bf16, with_ad
 
 _WHOLE = 4
 """Bytes of a float32: master weights, gradients and both moments of AdamW."""
+_KEPT = 1.35
+"""What a process takes of memory to what is alive in it at most: between its pieces, the allocator
+keeps some in which nothing finds room. Measured; see tests/training/test_memory.py."""
 _GATHERED = 10**9
 """Weights that ZeRO-3 keeps gathered at most: DeepSpeed's stage3_max_live_parameters."""
 _BUCKET = 5 * 10**8
@@ -195,11 +198,15 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
         counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
         layers = quantization.adapted_layers(model) if config.method is Method.QLORA else []
         packed = [layer.get_base_layer().weight.numel() for layer in layers]
+        forward, peak = _trace(model, load)
+        if device == "cpu" and not config.is_sparing:
+            peak = round(peak * _KEPT)
         traced = _Traced(
             sum(count for count, _ in counts),
             sum(count for count, on in counts if on),
             max(count for count, on in counts if on),
-            *_trace(model, load),
+            forward,
+            peak,
             packed=sum(packed),
             written=max(packed, default=0),
         )
@@ -223,11 +230,15 @@ def _with_states(
     buckets = shards > 1 or config.zero_stage == 3  # as TrainingConfig.deepspeed has it
     bucket = (_BUCKET * size if device == "cuda" else trained * size) if buckets else 0
     stepping = 0 if in_place else 2 * share * _WHOLE
+    reducing = 0
     if config.zero_stage == 3:
-        stepping += share * size  # gradients are reduced into a buffer of their own
+        if not config.offload_optimizer:
+            bucket += share * size  # reduced gradients have a place of their own
         if shards > 1 or config.offload_parameters:
             gathered = min(parameters, _GATHERED) * size
             weights = -(-parameters // shards) * size
+        if shards > 1:  # a bucket's gradients in the order of their shards, and gloo's copy of them
+            reducing = min(trained, _BUCKET) * size * (2 if device == "cpu" else 1)
     held = 0 if config.accumulation == 1 else gradients  # of the passes before
     host = 0
     if config.offload_optimizer:
@@ -245,7 +256,7 @@ def _with_states(
     # A worker without a device has its machine's memory only.
     optimizer, host = (optimizer + host, 0) if device == "cpu" else (optimizer, host)
     weights += masters
-    peak = max(gathered + held + traced.peak, gradients + stepping)
+    peak = max(gathered + held + max(traced.peak, reducing), gradients + stepping)
     return Estimate(
         parameters=parameters,
         trained=trained,

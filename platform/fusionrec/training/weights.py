@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
+from fusionrec.allocator import return_memory
 from fusionrec.errors import ConfigError
 from fusionrec.language.precision import Precision
 from fusionrec.training.config import Method, TrainingConfig
@@ -80,6 +81,8 @@ def build_engine(
     partition: Any = HfDeepSpeedConfig  # not typed
     partitioning = partition(settings) if config.zero_stage == 3 else None
     torch.manual_seed(config.seed)  # new weights (a head, adapters) are the same on every rank
+    if config.is_sparing and not torch.cuda.is_available():
+        return_memory()
     model = task.build_model()
     if config.activation_checkpointing:
         checkpoint_activations(model)

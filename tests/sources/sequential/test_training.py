@@ -48,6 +48,20 @@ def test_the_loss_falls_to_what_is_left_to_chance():
     assert slow.epochs[-1].loss == pytest.approx(np.log(2) / 2, abs=0.05)
 
 
+def test_the_mean_of_what_was_learned_is_kept():
+    data = training([[1, 2, 3, 4], [2, 3, 4, 5]] * 20)  # one batch an epoch
+    last, half = (
+        course(data, held_out=1e-9, averaging=averaging, epochs=3) for averaging in (0, 0.5)
+    )
+    steps = []
+    for _ in range(3):
+        last.epoch()
+        half.epoch()
+        steps.append(last.learned().vectors)
+    mean = (steps[0] + steps[1] + 2 * steps[2]) / 4
+    np.testing.assert_allclose(half.learned().vectors, mean, atol=1e-6)
+
+
 RANK = """
 import json, sys
 from pathlib import Path

@@ -40,6 +40,9 @@ class SASRecConfig(Config):
     """Step size of AdamW."""
     weight_decay: Annotated[float, Range(1e-4, 1, log=True)] = Field(default=0.01, ge=0)
     """AdamW's decay, of all that is learned."""
+    averaging: float = Field(default=0.99, ge=0, lt=1)
+    """Weight of the past in the running mean of what is learned, over the steps; the mean is served
+    and says when training ends. 0: the parameters of the last step."""
     batch_events: int = Field(default=2048, ge=1)
     """Events of a batch, of histories of about equal length; fewer where there are few in all."""
     epochs: int = Field(default=60, ge=1)

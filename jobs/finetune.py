@@ -55,6 +55,7 @@ from fusionrec.training.objectives.reranker import RerankerSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 from fusionrec.training.tracking import Report
+from jobs.distilled import distillation_report
 from jobs.entry import run
 from jobs.examples import make_examples, rating_report, stored_settings
 
@@ -334,6 +335,18 @@ def _under_torchrun(
 
 def _use(config: FinetuneConfig, model: Path) -> None:
     """Do with the trained model what its task is for."""
+    if config.task == "distillation":
+        kept = distillation_report(
+            model,
+            config.student,
+            config.need("teacher"),
+            config.need("pipeline"),
+            Dataset.open(config.dataset),
+            config.seed,
+        )
+        text = kept.model_dump_json(indent=1) + "\n"
+        (config.out / "distillation.json").write_text(text, encoding="utf-8")
+        console.print(kept.sentence, highlight=False, soft_wrap=True)
     learned = config.student if config.task == "distillation" else config.task
     if learned in ("reranker", "decoder"):
         install(model, config.need("pipeline") / "reranker")

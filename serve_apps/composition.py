@@ -141,7 +141,7 @@ class Composition:
     ) -> tuple[Histories, BoolArray]:
         """The histories with their text vectors, and [B] which of them the retriever is to make.
 
-        Without vectors where the embedder is down.
+        With the vectors that are known already where the embedder is down.
         """
         nothing = np.zeros(len(histories), dtype=np.bool_)
         if not bundle.embeds:
@@ -155,20 +155,15 @@ class Composition:
         if unknown and self._embed is None:
             if not self._circuits["embed"].admit():
                 self._degrade(trace, "embed", StageDown("embed"))
-                return histories, nothing
+                return _with_known(histories, known), nothing
             missing = nothing.copy()
             missing[unknown] = True
-            found = [vector for vector in known if vector is not None]
-            if not found:
-                return histories, missing
-            vectors = np.zeros((len(histories), len(found[0])), dtype=found[0].dtype)
-            vectors[~missing] = found
-            return histories.with_vectors(vectors), missing
+            return _with_known(histories, known), missing
         if unknown and self._embed is not None:
             asked = histories if len(unknown) == len(keys) else histories.take(unknown)
             started = time.monotonic()
             try:
-                vectors = await self._embed.call(
+                vectors: FloatArray = await self._embed.call(
                     len(asked),
                     lambda start, stop: (bundle.id, asked.slice(start, stop)),
                     np.concatenate,
@@ -176,7 +171,7 @@ class Composition:
                 )
             except Exception as error:
                 self._degrade(trace, "embed", error)
-                return histories, nothing
+                return _with_known(histories, known), nothing
             finally:
                 trace.timings_ms["embed"] = milliseconds(time.monotonic() - started)
             for row, vector in zip(unknown, vectors, strict=True):
@@ -213,7 +208,8 @@ class Composition:
                     self._stage_timeout_s,
                 )
             # Of the stage's own time, too: it has to retrieve afterwards.
-            timeout_s = min(_EMBED_SHARE * self._stage_timeout_s, _embed_share(entries))
+            budget_s = _EMBED_SHARE * self._stage_timeout_s
+            timeout_s = min(budget_s, _embed_share(entries))
             found = await self._retrieve.call(
                 len(histories),
                 lambda start, stop: (
@@ -228,7 +224,10 @@ class Composition:
             )
             if missing.any():
                 embed_s = found.embed_s
-                self._remember(bundle, histories.take(np.nonzero(missing)[0]), found, trace)
+                asked = histories.take(np.nonzero(missing)[0])
+                # A client that is in a hurry says nothing of the model.
+                hurried = found.embed_s >= timeout_s and timeout_s < budget_s
+                self._remember(bundle, asked, found, trace, failed=not hurried)
             return found.fused
         except Exception as error:
             logger.error("stage retrieve failed, no answer: %r", error)
@@ -236,11 +235,14 @@ class Composition:
         finally:
             trace.timings_ms["retrieve"] = milliseconds(time.monotonic() - started - embed_s)
 
-    def _remember(self, bundle: Loaded, histories: Histories, found: Found, trace: Trace) -> None:
-        """Keep the vectors of ``histories`` that the retriever made, if it could."""
+    def _remember(
+        self, bundle: Loaded, histories: Histories, found: Found, trace: Trace, *, failed: bool
+    ) -> None:
+        """Keep the vectors of ``histories`` that the retriever made; without any, it has failed."""
         trace.timings_ms["embed"] = milliseconds(found.embed_s)
         if found.vectors is None:
-            self._circuits["embed"].failed()
+            if failed:
+                self._circuits["embed"].failed()
             trace.degraded.append("embed")
             return
         self._circuits["embed"].succeeded()
@@ -339,6 +341,16 @@ class Composition:
     def _degrade(self, trace: Trace, stage: str, error: Exception) -> None:
         trace.degraded.append(stage)
         logger.warning("stage %s failed, answering without it: %r", stage, error)
+
+
+def _with_known(histories: Histories, known: Sequence[FloatArray | None]) -> Histories:
+    """With vectors where they are ``known``, zeros elsewhere; as they are where none is."""
+    found = [vector for vector in known if vector is not None]
+    if not found:
+        return histories
+    vectors = np.zeros((len(known), len(found[0])), dtype=found[0].dtype)
+    vectors[[vector is not None for vector in known]] = found
+    return histories.with_vectors(vectors)
 
 
 def _embed_share(entries: Jobs) -> float:

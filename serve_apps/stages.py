@@ -161,9 +161,13 @@ class Held:
 
     def _load_in_turn(self, bundle: str) -> Pipeline:
         """One replica of a machine after the other: together they would slow all answers down."""
-        with _TURN.open("w") as file:
+        # Nobody else's file, wherever a link in a folder of all users leads.
+        file = os.open(_TURN, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)  # given back with the file, also by a killed process
             return self._load(bundle)
+        finally:
+            os.close(file)
 
     def _load(self, bundle: str) -> Pipeline:
         from fusionrec.serving.pipeline import Pipeline, Stage
@@ -298,9 +302,9 @@ class EmbeddingRetriever:
         if not missing.any():
             fused = await self._held.run(bundle, find, lone=lone, spare=True)
             return Found(fused, np.empty((0, 0), dtype=np.float32))
-        embedded = threading.Event()
+        embedded, abandoned = threading.Event(), threading.Event()
 
-        def embed_and_find(pipeline: Pipeline) -> Found:
+        def embed_and_find(pipeline: Pipeline) -> Found | None:
             made, asked, began = None, histories, time.monotonic()
             try:
                 made = pipeline.embed(histories.take(np.nonzero(missing)[0])).vectors
@@ -308,6 +312,8 @@ class EmbeddingRetriever:
             except Exception:  # the sources that need no text go on
                 logger.exception("no text vectors, retrieving without them")
             embedded.set()
+            if abandoned.is_set():
+                return None
             embed_s = time.monotonic() - began
             return Found(pipeline.retrieve(asked).head(depth), made, embed_s)
 
@@ -315,8 +321,11 @@ class EmbeddingRetriever:
         try:
             await asyncio.wait([work], timeout=timeout_s)
             if work.done() or embedded.is_set():
-                return await work
+                answer = await work
+                if answer is not None:
+                    return answer
         finally:
+            abandoned.set()
             work.cancel()
         logger.warning("no text vectors after %.3g s, retrieving without them", timeout_s)
         fused = await self._held.run(bundle, find, lone=lone, spare=True)

@@ -61,8 +61,11 @@ def embed(histories: Histories) -> FloatArray:
 def retrieve(histories: Histories, depth: int | None) -> Fused:
     """Items 0 to 4; the term of the vectors is missing without the embedder."""
     items = np.tile(np.arange(5, dtype=np.int32), (len(histories), 1))
-    text = 0.0 if histories.vectors is None else 0.25
-    terms = np.tile(np.array([[0.5], [text]], np.float32), (len(histories), 1, 5))
+    known = np.zeros(len(histories), np.bool_)
+    if histories.vectors is not None:
+        known = histories.vectors.any(axis=1)
+    terms = np.tile(np.array([[0.5], [0.25]], np.float32), (len(histories), 1, 5))
+    terms[~known, 1] = 0
     return Fused(items, terms.sum(axis=1), terms, ("popularity", "semantic")).head(depth)
 
 
@@ -102,6 +105,8 @@ class Rig:
         """Seconds that it was given for that, by call."""
         self.embeds = True
         """Whether a retriever that embeds can."""
+        self.embeds_late = False
+        """Whether it only can when its time is over."""
         self.reranker = FakeStage("rerank", rerank if pipeline is None else pipeline.rerank_scores)
         ingress = Gateway(
             str(store.directory),
@@ -131,6 +136,8 @@ class Rig:
         self.embed_timeouts.append(timeout_s)
         if not missing.any():
             return Found(self._retrieve(histories, depth), np.empty((0, 0), np.float32))
+        if self.embeds_late:
+            return Found(self._retrieve(histories, depth), None, timeout_s)
         if not self.embeds:
             return Found(self._retrieve(histories, depth), None)
         vectors = self._embed(histories)

@@ -14,6 +14,7 @@ SETTINGS = {
     "report_every": 1,
     "num_threads": 1,
     "max_skipped_steps": 2,
+    "learning_rate": 1e-3,
     "max_grad_norm": 0.05,
     "trackers": [],
 }
@@ -28,6 +29,7 @@ def odd(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     with torch.random.fork_rng():
+        torch.manual_seed(7)
         config = BertConfig(**shape, intermediate_size=63, vocab_size=1000)
         BertModel(config).save_pretrained(folder)
     return folder
@@ -39,6 +41,7 @@ def wide(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wide")
     shape = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4}
     with torch.random.fork_rng():
+        torch.manual_seed(7)
         config = BertConfig(**shape, intermediate_size=2048, vocab_size=1000)
         BertModel(config).save_pretrained(folder)
     return folder
@@ -73,7 +76,7 @@ def test_same_steps_as_with_copies(answers, stage, accumulation, precision):
     case = (stage, accumulation, precision)
     here, copied = (answers[*case, copies] for copies in (False, True))
     assert len(here["losses"]) == (12 if accumulation == 1 else 6)
-    assert here["losses"][-1] < here["losses"][0]
+    assert np.mean(here["losses"][-3:]) < np.mean(here["losses"][:3])
     close = 2e-5 if precision == "fp32" else 2e-3
     np.testing.assert_allclose(here["losses"], copied["losses"], rtol=close)
     assert here["result"]["skipped"] == copied["result"]["skipped"] == 2

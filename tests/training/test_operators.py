@@ -1,10 +1,12 @@
 """Compiling with a builder that only notes what it finds."""
 
 import threading
+from pathlib import Path
 
 import deepspeed
 import pytest
 from deepspeed.accelerator import get_accelerator
+from torch.utils import cpp_extension
 
 from fusionrec.training.operators import load_operator
 
@@ -20,7 +22,7 @@ class Builder:
     def load(self):
         """What torch does, but for the waiting."""
         assert self.alone.acquire(blocking=False), "two at a time"
-        baton = self.folder / self.NAME / "lock"
+        baton = self.folder / "lock"
         baton.touch(exist_ok=False)
         threading.Event().wait(0.02)
         baton.unlink()
@@ -28,18 +30,20 @@ class Builder:
         self.alone.release()
 
 
-@pytest.fixture
-def builder(tmp_path, monkeypatch):
-    made = Builder(tmp_path)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+@pytest.fixture(params=["TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME"])
+def builder(request, tmp_path, monkeypatch):
+    """Told where to build, or not."""
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setenv(request.param, str(tmp_path))
+    made = Builder(Path(cpp_extension._get_build_directory(Builder.NAME, verbose=False)))
+    assert made.folder.is_relative_to(tmp_path)
     monkeypatch.setattr(get_accelerator(), "create_op_builder", lambda _: made, raising=False)
     monkeypatch.setitem(deepspeed.ops.__compatible_ops__, made.NAME, True)
-    (tmp_path / made.NAME).mkdir()
     return made
 
 
 def test_the_file_of_a_process_that_was_killed_is_not_waited_for(builder):
-    (builder.folder / builder.NAME / "lock").touch()
+    (builder.folder / "lock").touch()
     load_operator()
     assert builder.loads == 1
 

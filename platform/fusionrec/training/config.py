@@ -159,7 +159,7 @@ class TrainingConfig(Config):
         zero: dict[str, Any] = {"stage": self.zero_stage}
         if world_size == 1 and self.zero_stage < 3:
             # Gradients beyond the size of a bucket are taken as they are. With nobody to send them
-            # to there is no reason to copy them into one.
+            # to there is no reason to copy them into one; see lone.py, too.
             zero |= {"reduce_bucket_size": 1}
         if self.zero_stage == 3:
             # With the default thresholds a small model is never partitioned at all.

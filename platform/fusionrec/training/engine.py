@@ -15,7 +15,7 @@ The directory of a run, seen by all workers::
     DIR/adapter.safetensors    what adapters learned, before they were merged
     DIR/result.json        written last; a finished run is not run again
 
-Costs: the first DeepSpeed import on a machine compiles an operator (35–100 s, needs g++ and ninja).
+Costs: the first run on a machine compiles an operator (35–100 s, needs g++ and ninja).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ def work_in_place(optimizer: Any) -> None:
 
     Its states, and so its checkpoints, are as before.
     """
+    assert not optimizer.use_separate_grad_accum  # or average_tensor would have to fill those
     for group, master in enumerate(optimizer.single_partition_of_fp32_groups):
         flat = optimizer.bit16_groups_flat[group]
         if flat.dtype == master.dtype:  # no other precision: the model has the weights themselves
@@ -88,7 +89,7 @@ def _update(optimizer: Any, group: int, gradients: list[torch.Tensor], scale: fl
             means,
             squares,
             [],
-            [states["step"].clone() for _ in chunk],
+            [states["step"].to(flat.device, copy=True) for _ in chunk],
             fused=True,
             amsgrad=False,
             beta1=settings["betas"][0],

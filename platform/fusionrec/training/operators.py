@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from pathlib import Path
 
 
@@ -16,14 +15,13 @@ def load_operator() -> None:
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
-    from deepspeed.ops.op_builder.builder import DEFAULT_TORCH_EXTENSION_PATH
+    from torch.utils import cpp_extension
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
         return
-    built = Path(os.environ.get("TORCH_EXTENSIONS_DIR", DEFAULT_TORCH_EXTENSION_PATH))
-    built.mkdir(parents=True, exist_ok=True)
-    with (built / f".{builder.NAME}.lock").open("a") as file:
+    built = Path(cpp_extension._get_build_directory(builder.NAME, verbose=False))
+    with built.with_name(f".{builder.NAME}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        (built / builder.NAME / "lock").unlink(missing_ok=True)
+        (built / "lock").unlink(missing_ok=True)
         builder.load()

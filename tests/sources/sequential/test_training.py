@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,16 +51,22 @@ def test_the_loss_falls_to_what_is_left_to_chance():
 
 def test_the_mean_of_what_was_learned_is_kept():
     data = training([[1, 2, 3, 4], [2, 3, 4, 5]] * 20)  # one batch an epoch
-    last, half = (
-        course(data, held_out=1e-9, averaging=averaging, epochs=3) for averaging in (0, 0.5)
-    )
-    steps = []
-    for _ in range(3):
+    last, mean = (course(data, held_out=1e-9, averaging=past, epochs=4) for past in (0, 0.2))
+    expected = SequentialLearner(data, TINY).model.items.free.weight.detach().numpy()
+    warm = [1, 2, 3, 4, 5]
+    for past in (1 / 10, 2 / 11, 0.2, 0.2):
         last.epoch()
-        half.epoch()
-        steps.append(last.learned().vectors)
-    mean = (steps[0] + steps[1] + 2 * steps[2]) / 4
-    np.testing.assert_allclose(half.learned().vectors, mean, atol=1e-6)
+        mean.epoch()
+        expected = past * expected + (1 - past) * last.learned().vectors
+    np.testing.assert_allclose(mean.learned().vectors[warm], expected[warm], atol=1e-6)
+
+
+def test_the_mean_shares_the_texts():
+    data = training([[1, 2, 3, 4], [2, 3, 4, 5]] * 20)
+    texts = np.random.default_rng(0).standard_normal((30, 12)).astype(np.float32)
+    learner = SequentialLearner(replace(data, item_vectors=texts), TINY)
+    assert learner.model.items._texts is texts
+    assert learner.model.items.free.weight is not learner._learning.items.free.weight
 
 
 RANK = """

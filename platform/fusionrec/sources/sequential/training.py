@@ -6,8 +6,8 @@ from its share of the windows, and the gradients are added up before the step. S
 those of one process, up to rounding and dropout. What travels in a step is a gradient of every
 parameter: 4 bytes for each number in the item vectors.
 
-What is measured and served is the running mean of the parameters over the steps (Polyak & Juditsky,
-1992), in which the noise of single steps cancels.
+What is measured and served is a running mean of the parameters over the steps, in which the noise
+of single steps cancels.
 
 It runs on the CPU, on as many threads as torch has. The memory is 20 bytes for each number in the
 item vectors (values, gradients, two moments of Adam, the mean), besides the best epoch's 4.
@@ -17,14 +17,13 @@ Shape legend: B histories, I items, D the width, N events of a batch.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fusionrec.data.histories import FloatArray, Histories
 from fusionrec.sources.epochs import SCORES, HeldOut, gains
@@ -72,9 +71,9 @@ class SequentialLearner:
             # A start from texts takes eigenvectors, whose signs differ between kinds of CPUs.
             for parameter in self._learning.parameters():
                 dist.broadcast(parameter.data, 0)
-        averaged: Any = get_ema_multi_avg_fn  # not typed
-        self._mean = AveragedModel(self._learning, multi_avg_fn=averaged(config.averaging))
-        self.model = cast("SequentialModel", self._mean.module)
+        # All but the texts, which may be a mapped file.
+        self.model = copy.deepcopy(self._learning, {id(texts): texts})
+        self._steps = 0
         self._optimizer = torch.optim.AdamW(
             self._learning.parameters(),
             lr=config.learning_rate,
@@ -122,8 +121,17 @@ class SequentialLearner:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
         self._optimizer.step()
-        self._mean.update_parameters(model)
+        self._average()
         return loss
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Take a step's parameters into the mean; of few steps, the first count for little."""
+        past = min(self._config.averaging, (1 + self._steps) / (10 + self._steps))
+        self._steps += 1
+        pairs = zip(self.model.parameters(), self._learning.parameters(), strict=True)
+        for mean, now in pairs:
+            mean.lerp_(now, 1 - past)
 
     def _sum(self, values: Tensor) -> Tensor:
         """``values`` added up over the ranks, in place."""

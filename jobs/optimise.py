@@ -1,10 +1,11 @@
 """Choose the precision that a pipeline's language models are served in.
 
 Measures the served list on validation cases with the models in float32 and, one after the other, in
-bf16, and keeps bf16 for a model where it is faster here and NDCG@10 stays within half a percent of
-float32. Leaves ``inference.json``, which offline evaluation and the endpoint follow, and the
-figures in ``metrics.json``, from where they go into the manifest and before the gate. Times are
-printed and not kept: they differ from run to run, and equal pipelines must make equal bundles.
+a faster precision: bf16 where the machine has instructions for it, int8 on other CPUs. Keeps that
+for a model where it is faster here and NDCG@10 stays within half a percent of float32. Leaves
+``inference.json``, which offline evaluation and the endpoint follow, and the figures in
+``metrics.json``, from where they go into the manifest and before the gate. Times are printed and
+not kept: they differ from run to run, and equal pipelines must make equal bundles.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -46,6 +48,8 @@ class OptimiseConfig(JobConfig):
     """Validation cases that are measured; more are sampled."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sample."""
+    precision: Literal["bf16", "int8"] | None = None
+    """The faster one; by default bf16 where this machine has instructions for it, else int8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +70,13 @@ class Choice:
     measured: Measured
     fp32_s: float
     """Seconds for a history."""
-    bf16_s: float
+    faster_s: float
 
     @property
     def precision(self) -> Precision:
         """What it is served in."""
-        better = self.measured.kept and self.bf16_s < self.fp32_s
-        return Precision.BF16 if better else Precision.FP32
+        better = self.measured.kept and self.faster_s < self.fp32_s
+        return self.measured.precision if better else Precision.FP32
 
 
 def optimise(config: OptimiseConfig) -> list[Choice]:
@@ -91,14 +95,20 @@ def optimise(config: OptimiseConfig) -> list[Choice]:
         console.print("No language model is used: there is nothing to choose.")
         return []
     # Here, because torch costs seconds that nobody needs where there is no model.
-    from fusionrec.language.inference import has_bf16, pick_device
+    from fusionrec.language.inference import has_bf16, pick_device, usable
 
-    if not has_bf16(pick_device(None)):
-        console.print("This machine has no instructions for bf16: the models stay as they are.")
+    device = pick_device(None)
+    faster = Precision.BF16 if has_bf16(device) else Precision.INT8
+    if config.precision is not None:
+        faster = Precision(config.precision)
+    if usable(faster, device, frozen=True) is not faster:
+        console.print(f"This machine has no {faster}: the models stay as they are.")
         return []
     validation = split(dataset, pipeline.config.protocol).validation
     cases = validation.sample(config.max_cases, config.seed)
-    choices = _choose(pipeline, config.pipeline, cases, models)
+    choices = _choose(pipeline, config.pipeline, cases, models, faster)
+    if not choices:
+        return []
     _write(config.pipeline, choices)
     return choices
 
@@ -112,32 +122,40 @@ def _used(pipeline: Pipeline) -> list[str]:
     return [name for name, is_used in used.items() if is_used]
 
 
-def _choose(pipeline: Pipeline, directory: Path, cases: Cases, models: list[str]) -> list[Choice]:
-    """One model in bf16 after the other; what is chosen for the encoder stays for the reranker."""
+def _choose(
+    pipeline: Pipeline, directory: Path, cases: Cases, models: list[str], faster: Precision
+) -> list[Choice]:
+    """One faster model after the other; what is chosen for the encoder stays for the reranker."""
     for model in models:
         _reload(pipeline, directory, model, Precision.FP32)
     before = measure(pipeline, cases, "fp32")
     choices = []
     for model in models:
-        _reload(pipeline, directory, model, Precision.BF16)
-        after = measure(pipeline, cases, f"bf16 {model}")
-        measured = Measured(num_cases=len(cases), fp32=before.ndcg, bf16=after.ndcg)
+        if _reload(pipeline, directory, model, faster) is not faster:
+            console.print(f"The {model} has no {faster}: it stays as it is.")
+            continue
+        after = measure(pipeline, cases, f"{faster} {model}")
+        measured = Measured(
+            num_cases=len(cases), precision=faster, fp32=before.ndcg, faster=after.ndcg
+        )
         seconds = [s.embed_s if model == "encoder" else s.rerank_s for s in (before, after)]
         choice = Choice(model, measured, *seconds)
         choices.append(choice)
-        if choice.precision is not Precision.BF16:
+        if choice.precision is not faster:
             _reload(pipeline, directory, model, choice.precision)
     return choices
 
 
-def _reload(pipeline: Pipeline, directory: Path, model: str, precision: Precision) -> None:
+def _reload(pipeline: Pipeline, directory: Path, model: str, precision: Precision) -> Precision:
+    """Load it in ``precision``, or what it can have of that."""
     from fusionrec.language.encoder import Encoder
     from fusionrec.language.rankers import load_reranker
 
     if model == "encoder":
         pipeline.encoder = Encoder.load(directory / model, precision=precision, frozen=True)
-    else:
-        pipeline.reranker = load_reranker(directory / model, precision=precision, frozen=True)
+        return pipeline.encoder.precision
+    pipeline.reranker = load_reranker(directory / model, precision=precision, frozen=True)
+    return pipeline.reranker.precision
 
 
 def measure(pipeline: Pipeline, cases: Cases, name: str) -> Served:
@@ -182,14 +200,16 @@ def main() -> None:
     choices = optimise(config)
     if not choices:
         return
-    table = Table("model", "fp32, ms", "bf16, ms", "NDCG@10 fp32", "NDCG@10 bf16", "served in")
+    faster = choices[0].measured.precision
+    columns = ("fp32, ms", f"{faster}, ms", "NDCG@10 fp32", f"NDCG@10 {faster}", "served in")
+    table = Table("model", *columns)
     for choice in choices:
         table.add_row(
             choice.model,
             f"{choice.fp32_s * 1000:.2f}",
-            f"{choice.bf16_s * 1000:.2f}",
+            f"{choice.faster_s * 1000:.2f}",
             f"{choice.measured.fp32:.4f}",
-            f"{choice.measured.bf16:.4f}",
+            f"{choice.measured.faster:.4f}",
             choice.precision,
         )
     console.print(table)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fusionrec.data.histories import FloatArray
+from fusionrec.language import quantized
 from fusionrec.language.encoder import vectors
 from fusionrec.language.layers import pack
 
@@ -81,10 +82,9 @@ def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[]
         return forward_of(module)
 
     def dynamic_int8() -> Forward:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            quantise_dynamic: Any = torch.ao.quantization.quantize_dynamic
-            return forward_of(quantise_dynamic(make(), {torch.nn.Linear}, dtype=torch.qint8))
+        module = make()
+        quantized.quantise(module)
+        return forward_of(module)
 
     return {
         "torch fp32": lambda: forward_of(make()),

@@ -116,7 +116,7 @@ def test_a_precision_must_keep_the_quality_of_float32(
     tmp_path: Path, pipeline: Path, bf16: float, passed: bool
 ):
     store = BundleStore(tmp_path / "empty")  # also the first bundle is looked at
-    claim(pipeline, {"num_cases": 300, "fp32": 0.4, "bf16": bf16})
+    claim(pipeline, {"num_cases": 300, "precision": "bf16", "fp32": 0.4, "faster": bf16})
     verdict = judge(store, store.add(pipeline))
     assert verdict.passed is passed
     if not passed:
@@ -128,6 +128,9 @@ def test_a_precision_that_was_not_measured_is_refused(tmp_path: Path, pipeline: 
     settings = PublishConfig(pipeline=pipeline, bundles=tmp_path / "empty")
     claim(pipeline, None)
     with pytest.raises(BundleError, match=r"was not measured: run `python -m jobs.optimise`"):
+        publish(settings)
+    claim(pipeline, {"num_cases": 300, "precision": "int8", "fp32": 0.4, "faster": 0.4})
+    with pytest.raises(BundleError, match=r"bf16 for the reranker, which was not measured"):
         publish(settings)
     claim(pipeline, {"num_cases": 300, "fp32": "?"})
     with pytest.raises(BundleError, match=r"under inference\); measure it again"):

@@ -12,12 +12,13 @@ from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.evaluate import measure
 from fusionrec.evaluation.metrics import METRICS
+from fusionrec.language import rankers
 from fusionrec.language.precision import InferenceConfig, Precision, read_inference
 from fusionrec.serving.pipeline import Pipeline
 from jobs import optimise as job
 from jobs.optimise import OptimiseConfig, Served, optimise
 
-BF16, FP32 = Precision.BF16, Precision.FP32
+BF16, FP32, INT8 = Precision.BF16, Precision.FP32, Precision.INT8
 
 
 @pytest.fixture
@@ -44,12 +45,12 @@ def test_what_is_measured_is_written_and_let_through(config, tmp_path):
     write_cases(config.pipeline, ["of another precision"], [0.5])
     choices = optimise(config)
     assert [choice.model for choice in choices] == ["encoder", "reranker"]
-    assert all(choice.fp32_s > 0 and choice.bf16_s > 0 for choice in choices)
+    assert all(choice.fp32_s > 0 and choice.faster_s > 0 for choice in choices)
     chosen = {choice.model: choice.precision for choice in choices}
     assert read_inference(config.pipeline) == InferenceConfig(**chosen)
     assert not (config.pipeline / "validation.parquet").exists()
     kept = json.loads((config.pipeline / "metrics.json").read_text())["inference"]
-    assert kept["encoder"].keys() == {"num_cases", "fp32", "bf16"}
+    assert kept["encoder"].keys() == {"num_cases", "precision", "fp32", "faster"}
     assert kept["encoder"]["num_cases"] == 40
     assert kept["encoder"]["fp32"] == kept["reranker"]["fp32"] > 0
     store = BundleStore(tmp_path / "bundles")
@@ -110,10 +111,55 @@ def test_a_reranker_without_weight_is_not_measured(config, monkeypatch):
     assert read_inference(config.pipeline) == InferenceConfig(encoder=BF16)
 
 
-def test_without_a_model_or_bf16_nothing_changes(config, monkeypatch, capfd):
+@pytest.mark.parametrize("asked", [False, True])
+def test_int8_without_instructions_for_bf16_or_where_asked_for(
+    config, monkeypatch, tmp_path, asked
+):
+    if asked:
+        config = config.model_copy(update={"precision": "int8"})
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    loaded = scripted(
+        monkeypatch, Served(0.4, 0.02, 0.2), Served(0.4, 0.01, 0.2), Served(0.39, 0.01, 0.1)
+    )
+    optimise(config)
+    assert loaded == [(FP32, FP32), (INT8, FP32), (INT8, INT8)]
+    assert read_inference(config.pipeline) == InferenceConfig(encoder=INT8, reranker=FP32)
+    store = BundleStore(tmp_path / "bundles")
+    assert judge(store, store.add(config.pipeline)).passed
+    claim = InferenceConfig(encoder=INT8, reranker=INT8).model_dump_json()
+    (config.pipeline / "inference.json").write_text(claim)
+    refused = judge(store, store.add(config.pipeline))
+    assert not refused.passed
+    assert "int8 for the reranker, with which ndcg@10 is 0.3900" in refused.reason
+
+
+def test_a_model_that_has_no_int8_stays(config, monkeypatch, capfd):
+    """As decoders do."""
+    load = rankers.load_reranker
+
+    def without(*place, precision, frozen):
+        del precision
+        return load(*place, precision=FP32, frozen=frozen)
+
+    monkeypatch.setattr(rankers, "load_reranker", without)
+    scripted(monkeypatch, Served(0.4, 0.02, 0.2), Served(0.4, 0.01, 0.2))
+    [choice] = optimise(config.model_copy(update={"precision": "int8"}))
+    assert (choice.model, choice.precision) == ("encoder", INT8)
+    assert "The reranker has no int8" in capfd.readouterr().err
+
+
+def test_int8_is_measured_as_it_is_served(config):
+    """Nothing is scripted."""
+    choices = optimise(config.model_copy(update={"precision": "int8"}))
+    assert [choice.measured.precision for choice in choices] == [INT8, INT8]
+    assert all(choice.measured.faster > 0.8 * choice.measured.fp32 > 0 for choice in choices)
+
+
+def test_without_a_model_or_anything_faster_nothing_changes(config, monkeypatch, capfd):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert optimise(config) == []
-    assert "no instructions for bf16" in capfd.readouterr().err
+    assert optimise(config.model_copy(update={"precision": "bf16"})) == []
+    assert "has no bf16" in capfd.readouterr().err
     for model in ("encoder", "reranker"):
         shutil.rmtree(config.pipeline / model)
     assert optimise(config) == []

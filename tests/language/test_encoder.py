@@ -165,7 +165,7 @@ def test_several_threads(encoder: Encoder):
 
 
 def test_bf16_stays_close_and_answers_in_float32(tiny_encoder: Path, monkeypatch):
-    monkeypatch.setattr("fusionrec.language.encoder.usable", lambda precision, _: precision)
+    monkeypatch.setattr("fusionrec.language.encoder.usable", lambda precision, *_, **__: precision)
     exact = Encoder.load(tiny_encoder, device="cpu", precision=Precision.FP32)
     half = Encoder.load(tiny_encoder, device="cpu", precision=Precision.BF16)
     assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}

@@ -95,7 +95,7 @@ def test_bf16_tells_close_candidates_apart(reranker: Reranker, tmp_path: Path, m
         exact = np.concatenate(reranker.score(HISTORIES, CANDIDATES))
     finally:
         torch.nn.init.constant_(reranker.model.classifier.bias, 0.0)
-    monkeypatch.setattr("fusionrec.language.reranker.usable", lambda precision, _: precision)
+    monkeypatch.setattr("fusionrec.language.reranker.usable", lambda precision, *_, **__: precision)
     half = Reranker.load(tmp_path, device="cpu", precision=Precision.BF16)
     assert half.model.dtype == torch.bfloat16
     found = np.concatenate(half.score(HISTORIES, CANDIDATES))

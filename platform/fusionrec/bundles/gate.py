@@ -38,15 +38,17 @@ class Measured(Config):
     """NDCG@10 of the served list on the same validation cases, before a change and after it."""
 
     num_cases: int = Field(ge=1)
+    precision: Precision
+    """The faster one."""
     fp32: float = Field(ge=0, le=1)
     """With every language model in float32."""
-    bf16: float = Field(ge=0, le=1)
-    """With this one in bf16, and an encoder before it as it is served."""
+    faster: float = Field(ge=0, le=1)
+    """With this one in the faster precision, and an encoder before it as it is served."""
 
     @property
     def kept(self) -> bool:
         """Whether the quality of float32 is kept."""
-        return self.bf16 >= KEPT * self.fp32
+        return self.faster >= KEPT * self.fp32
 
 
 class InferenceMetrics(Config):
@@ -144,15 +146,15 @@ def _objection(bundle: Path, manifest: Manifest) -> str | None:
         ("encoder", config.encoder, found.encoder),
         ("reranker", config.reranker, found.reranker),
     ):
-        if precision is not Precision.BF16:
+        if precision not in (Precision.BF16, Precision.INT8):
             continue
-        claim = f"its {INFERENCE} says bf16 for the {model}"
-        if measured is None:
+        claim = f"its {INFERENCE} says {precision} for the {model}"
+        if measured is None or measured.precision is not precision:
             return f"{claim}, which was not measured: run `python -m jobs.optimise`"
         if not measured.kept:
             return (
-                f"{claim}, with which {METRIC} is {measured.bf16:.4f}, less than {KEPT:.1%} of the "
-                f"{measured.fp32:.4f} of fp32"
+                f"{claim}, with which {METRIC} is {measured.faster:.4f}, less than {KEPT:.1%} of "
+                f"the {measured.fp32:.4f} of fp32"
             )
     return None
 

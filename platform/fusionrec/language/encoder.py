@@ -43,6 +43,7 @@ from fusionrec.language.models import (
     settings_name,
 )
 from fusionrec.language.precision import Precision
+from fusionrec.language.quantized import quantise
 
 Pooling = Literal["mean", "cls"]
 
@@ -152,12 +153,14 @@ class Encoder:
             folder = resolve(folder / ITEM_TOWER)
         config = read_settings(EncoderConfig, folder) or _published(folder, str(model), revision)
         place = pick_device(device)
-        precision = usable(precision, place)
+        precision = usable(precision, place, frozen=frozen)
         dtype = weights_dtype(precision)
         backbone = load_pretrained(AutoModel.from_pretrained, folder, dtype=dtype)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
         loaded = cls(backbone.eval(), tokenizer, config, place, precision)
-        if frozen:
+        if precision is Precision.INT8:
+            quantise(loaded.model)
+        elif frozen:
             pack(loaded.model)
         return loaded
 

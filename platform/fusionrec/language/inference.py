@@ -17,6 +17,7 @@ import torch
 from fusionrec.data.histories import FloatArray
 from fusionrec.errors import ModelError
 from fusionrec.language.precision import Precision
+from fusionrec.language.quantized import has_int8
 
 _CPU_TOKENS = 3072
 """Of a batch on a CPU, padding included. What the layers of a larger one leave, the allocator gives
@@ -34,11 +35,15 @@ def pick_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device)
 
 
-def usable(precision: Precision, device: torch.device) -> Precision:
+def usable(precision: Precision, device: torch.device, *, frozen: bool = False) -> Precision:
     """``precision``, but fp32 for bf16 where it would be slower: on a device that only emulates it.
 
-    A CPU has bf16 with AMX or AVX-512 BF16, a GPU from NVIDIA's compute capability 8.0 on.
+    A CPU has bf16 with AMX or AVX-512 BF16, a GPU from NVIDIA's compute capability 8.0 on. In int8
+    are ``frozen`` models on a CPU only, others in fp32.
     """
+    if precision is Precision.INT8:
+        fits = frozen and device.type == "cpu" and has_int8()
+        return precision if fits else Precision.FP32
     if precision is not Precision.BF16 or has_bf16(device):
         return precision
     return Precision.FP32

@@ -19,6 +19,8 @@ class Precision(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+    INT8 = "int8"
+    """Of linear layers of frozen models on a CPU; see :mod:`fusionrec.language.quantized`."""
 
 
 class InferenceConfig(Config):
@@ -26,7 +28,7 @@ class InferenceConfig(Config):
 
     Offline evaluation and the endpoint both follow it. ``auto`` is bf16 on a GPU that has it, by
     autocast, and float32 elsewhere; ``bf16`` falls back to fp32 on a machine without instructions
-    for it.
+    for it, ``int8`` on a GPU.
     """
 
     encoder: Precision = Precision.AUTO

@@ -40,6 +40,7 @@ from fusionrec.language.models import (
     save_pretrained,
 )
 from fusionrec.language.precision import Precision
+from fusionrec.language.quantized import quantise
 
 
 class RerankerConfig(Config):
@@ -106,7 +107,7 @@ class Reranker:
             model=str(model), revision=revision, max_tokens=fitting_max_tokens(folder)
         )
         place = pick_device(device)
-        precision = usable(precision, place)
+        precision = usable(precision, place, frozen=frozen)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # transformers draws a new head from the global generator
             classifier = load_pretrained(
@@ -119,7 +120,9 @@ class Reranker:
             _keep_logit_whole(classifier)
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
         loaded = cls(classifier.eval(), tokenizer, config, place, precision)
-        if frozen:
+        if precision is Precision.INT8:
+            quantise(loaded.model)
+        elif frozen:
             pack(loaded.model)
         return loaded
 

@@ -88,7 +88,7 @@ class TrainingConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
     precision: Precision = Precision.AUTO
-    """auto: bf16 on a GPU that has it, float32 elsewhere."""
+    """auto: bf16 on a GPU that has it, float32 elsewhere; nothing is trained in int8."""
     seed: int = Field(0, ge=0)
     """Of the order of examples, new weights and dropout."""
     num_threads: int | None = Field(None, ge=1)
@@ -110,6 +110,13 @@ class TrainingConfig(Config):
     to: training waits until a checkpoint is written there, and goes on while it is uploaded."""
     report_every: int = Field(5, ge=1)
     """Optimizer steps between reports of progress."""
+
+    @field_validator("precision")
+    @classmethod
+    def _trains(cls, precision: Precision) -> Precision:
+        if precision is Precision.INT8:
+            raise ValueError("int8 is for serving (jobs.optimise): give auto, fp32 or bf16")
+        return precision
 
     @field_validator("checkpoint_staging")
     @classmethod

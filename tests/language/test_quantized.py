@@ -1,0 +1,77 @@
+"""Linear layers in 8 bits."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fusionrec.language.encoder import Encoder
+from fusionrec.language.precision import Precision
+from fusionrec.language.quantized import Int8Linear, has_int8, quantise
+from fusionrec.language.reranker import Reranker
+from fusionrec.training.config import TrainingConfig
+
+TEXTS = ["love and war in space", "a night of music", "the book"]
+
+pytestmark = pytest.mark.skipif(not has_int8(), reason="torch cannot multiply in 8 bits here")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_is_close(bias):
+    """Each output has a scale of its own: one of large weights costs the others nothing."""
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(64, 3, bias=bias)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(3, 64, generator=generator))
+        linear.weight[1] *= 1000
+        linear.weight[2] = 0
+    inputs = torch.randn(2, 5, 64, generator=generator)
+    exact, found = linear(inputs), Int8Linear(linear)(inputs)
+    assert found.shape == exact.shape
+    for output in (0, 1):
+        spread = exact[..., output].std()
+        assert (found - exact)[..., output].abs().max() < 0.05 * spread
+    torch.testing.assert_close(found[..., 2], exact[..., 2])  # its bias alone
+
+
+def test_inputs_of_one_sign_and_none():
+    linear = torch.nn.Linear(8, 2, bias=False)
+    for inputs in (torch.full((3, 8), 5.0), torch.full((3, 8), -5.0), torch.zeros(3, 8)):
+        torch.testing.assert_close(Int8Linear(linear)(inputs), linear(inputs), rtol=0, atol=0.2)
+
+
+def test_what_gives_one_number_stays():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1))
+    quantise(model)
+    assert [type(layer) for layer in model] == [Int8Linear, torch.nn.Linear]
+
+
+def test_an_encoder_is_close(tiny_encoder):
+    exact = Encoder.load(tiny_encoder, device="cpu", precision=Precision.FP32).encode(TEXTS)
+    encoder = Encoder.load(tiny_encoder, device="cpu", precision=Precision.INT8, frozen=True)
+    assert encoder.precision is Precision.INT8
+    assert any(isinstance(layer, Int8Linear) for layer in encoder.model.modules())
+    found = encoder.encode([*TEXTS, " "])
+    assert found.dtype == np.float32
+    assert (found[:3] * exact).sum(axis=1).min() > 0.98
+    assert not found[3].any()
+
+
+def test_a_reranker_is_close(tiny_encoder):
+    lists = [["war in space", "the night"], ["music"]]
+    exact, found = (
+        np.concatenate(
+            Reranker.load(tiny_encoder, device="cpu", precision=p, frozen=True).score(
+                ["love", "a book"], lists
+            )
+        )
+        for p in (Precision.FP32, Precision.INT8)
+    )
+    np.testing.assert_allclose(found, exact, atol=0.1 * max(1.0, float(np.abs(exact).max())))
+
+
+def test_only_frozen_models_are(tiny_encoder):
+    encoder = Encoder.load(tiny_encoder, device="cpu", precision=Precision.INT8)
+    assert encoder.precision is Precision.FP32
+    with pytest.raises(ValidationError, match="int8 is for serving"):
+        TrainingConfig(precision=Precision.INT8)

@@ -2,9 +2,10 @@
 
 Ray Tune with Optuna draws a normalisation and weights; a trial weighs score tensors that every
 trial actor holds since its start, so that it costs milliseconds. A campaign whose driver is killed
-goes on from its journal, no trial lost or repeated. The weights of the best trials are averaged;
-polishing them, and weights of a segment's own, are kept where they hold on held-out cases. So are
-trees that order the top of the weighted lists again (:mod:`fusionrec.fusion.lambdarank`).
+goes on from its journal, no trial lost or repeated. The weights of the best trials are averaged and
+polished (:mod:`fusionrec.fusion.refine`). Weights of a segment's own are kept where they hold on
+held-out cases, and so are trees that order the top of the weighted lists again
+(:mod:`fusionrec.fusion.lambdarank`).
 
 Leaves ``fusion.json`` and, where trees are kept, ``lambdarank/`` in the pipeline directory and
 ``trials.csv``, ``trials.svg`` and the journal in ``--out``.
@@ -35,9 +36,10 @@ from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.fusion.normalisation import Normalisation, scales
 from fusionrec.fusion.objective import Objective
 from fusionrec.fusion.refine import (
+    BAGGED,
     ONE_SIDED_5_PERCENT,
     Setting,
-    polish_where_it_holds,
+    bagged,
     segment_settings,
 )
 from fusionrec.progress import bar
@@ -142,7 +144,7 @@ class FusionTrial(tune.Trainable):
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     # Not TPE: it settled on one normalisation within 30 trials, a different one for each seed, and
     # on 610 users followed the noise of the cases. What can be gained by going on from the best
-    # trials is gained by polishing, where it holds.
+    # trials is gained by polishing.
     return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -161,7 +163,9 @@ def agreed(
         of_one = best.setdefault(trial.params["normalisation"], [])
         if len(of_one) < BEST_TRIALS:
             of_one.append(trial)
-    means = {name: _mean([setting_of(t.params, sources) for t in ts]) for name, ts in best.items()}
+    means = {
+        name: Setting.mean([setting_of(t.params, sources) for t in ts]) for name, ts in best.items()
+    }
     chosen = str(Normalisation.SCALE) if Normalisation.SCALE in means else min(means)
     gains = {name: _gains(objectives[name], setting) for name, setting in means.items()}
     for name in sorted(gains, key=lambda name: -gains[name].mean()):
@@ -169,12 +173,6 @@ def agreed(
         if gained.mean() > ONE_SIDED_5_PERCENT * gained.std(ddof=1) / len(gained) ** 0.5:
             chosen = name
     return Normalisation(chosen), means[chosen]
-
-
-def _mean(settings: list[Setting]) -> Setting:
-    weights = np.mean([s.weights / max(float(s.weights.max()), 1e-9) for s in settings], axis=0)
-    cold_factor = float(np.mean([s.cold_factor for s in settings]))
-    return Setting(weights.astype(np.float32), cold_factor)
 
 
 def _gains(objective: Objective, setting: Setting) -> FloatArray:
@@ -228,9 +226,8 @@ def campaign(config: FusionCampaign) -> Fusion:
     objective = objectives[normalisation]
     bounds = segment_bounds(cases, config.segments)
     segment_of = np.searchsorted(bounds, cases.histories.lengths, side="left")
-    with bar("polishing all, then by segment", 2) as advance:
-        common = polish_where_it_holds(objective, consensus, config.seed)
-        advance()
+    with bar("polishing all, then by segment", BAGGED + 1) as advance:
+        common = bagged(objective, consensus, config.seed, advance)
         settings = segment_settings(objective, common, segment_of, len(bounds) + 1, config.seed)
         advance()
     fusion = Fusion(
@@ -259,8 +256,8 @@ def campaign(config: FusionCampaign) -> Fusion:
     own = sum(setting is not common for setting in settings)
     sys.stdout.write(
         f"validation NDCG@{config.k}: {study.best_value:.4f} best of {config.trials} trials, "
-        f"{objective.value(common.weights, common.cold_factor):.4f} by the mean of the best"
-        f"{'' if common is consensus else ', polished'}; "
+        f"{objective.value(common.weights, common.cold_factor):.4f} by the mean of the best, "
+        f"polished; "
         f"{own} of {len(settings)} segments have weights of their own\n"
     )
     return fusion

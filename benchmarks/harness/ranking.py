@@ -22,7 +22,7 @@ from fusionrec.evaluation.ranks import RealArray
 from fusionrec.evaluation.significance import BootstrapConfig, Comparison, compare
 from fusionrec.evaluation.systems import BLOCK, Kind, ListMeter, Measured, measure_source
 from fusionrec.fusion.objective import Objective
-from fusionrec.fusion.refine import Setting, polish_where_it_holds
+from fusionrec.fusion.refine import Setting, bagged
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.sources.protocol import Source, TrainingData
 from tuning.fusion import collect
@@ -100,9 +100,8 @@ def ablation(
     """Leave each source out, weigh the others anew on validation, compare on test.
 
     What is compared are linear weights: the served ones, against the same without the source, then
-    polished where that gains on cases that did not choose, as :mod:`tuning.fusion` came to the
-    served ones. What only the source left out proposed stays among the candidates, with the others'
-    scores.
+    polished as :mod:`tuning.fusion` polished the served ones. What only the source left out
+    proposed stays among the candidates, with the others' scores.
     """
     fusion, cold = pipeline.fusion, pipeline.item_counts == 0
     validation, test = (
@@ -133,9 +132,7 @@ def ablation(
         keep = np.arange(len(fusion.sources)) != column
         others = validation.of_sources(keep)
         settings = [
-            polish_where_it_holds(
-                others.take(polished_on == number), _without(setting, keep), config.seed
-            )
+            bagged(others.take(polished_on == number), _without(setting, keep), config.seed)
             for number, setting in enumerate(served)
         ]
         found = _every(test.of_sources(keep), settings, measured_on)

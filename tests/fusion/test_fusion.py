@@ -11,7 +11,7 @@ from fusionrec.fusion.candidates import Candidates, stack, union
 from fusionrec.fusion.model import Fusion, Segment, fuse
 from fusionrec.fusion.normalisation import Normalisation, normalise, scales
 from fusionrec.fusion.objective import Objective
-from fusionrec.fusion.refine import Setting, holds_out, polish, segment_settings
+from fusionrec.fusion.refine import BAGGED, Setting, bagged, holds_out, polish, segment_settings
 
 ITEMS = np.array([[0, 2, 5], [1, 3, -1]], dtype=np.int32)
 SCORES = np.array(
@@ -200,6 +200,46 @@ def test_polish_never_loses_and_finds_the_useful_source():
     best = polish(objective, start)
     assert objective.value(best.weights) > objective.value(start.weights)
     assert best.weights.argmax() == 1
+
+
+def test_bagging_follows_the_noise_of_few_cases_less_than_polishing_does():
+    candidates, targets = random_case(7, num_cases=4000, max_targets=1)
+    hit = candidates.items == targets.items[targets.offsets[:-1]][:, None]
+    for source in (0, 1):
+        candidates.scores[source] += 0.3 * hit
+    objective = Objective.of(
+        candidates, targets, Normalisation.SCALE, scales(candidates), np.zeros(30, bool)
+    )
+    start, held_out = Setting(np.ones(3, np.float32)), np.arange(4000) >= 1000
+    others = objective.take(held_out)
+    values = []
+    for few in np.arange(1000).reshape(10, 100):
+        chosen = objective.take(np.isin(np.arange(4000), few))
+        settings = bagged(chosen, start, seed=0), polish(chosen, start)
+        values.append([others.value(each.weights, each.cold_factor) for each in settings])
+    by_bagging, by_polishing = np.mean(values, axis=0)
+    assert by_bagging > by_polishing
+    assert by_bagging > others.value(start.weights)
+
+
+def test_bagging_tells_how_far_it_is_and_repeats_itself():
+    candidates, targets = random_case(8, num_cases=50, max_targets=2)
+    objective = Objective.of(
+        candidates, targets, Normalisation.SCALE, scales(candidates), np.zeros(30, bool)
+    )
+    steps = []
+    start = Setting(np.ones(3, np.float32))
+    once = bagged(objective, start, 3, lambda: steps.append(None))
+    assert len(steps) == BAGGED
+    np.testing.assert_array_equal(once.weights, bagged(objective, start, 3).weights)
+
+
+def test_the_mean_of_settings_does_not_depend_on_their_scale():
+    mean = Setting.mean(
+        [Setting(np.array([2, 1], np.float32), 1.0), Setting(np.array([0, 9], np.float32), 2.0)]
+    )
+    np.testing.assert_allclose(mean.weights, [0.5, 0.75])
+    assert mean.cold_factor == 1.5
 
 
 def test_segments_keep_the_common_weights_when_theirs_are_noise():

@@ -38,6 +38,7 @@ from benchmarks.harness.tables import table
 from fusionrec.config import parse
 from fusionrec.data.histories import Histories
 from fusionrec.progress import console
+from fusionrec.residence import read_in
 from fusionrec.retrieval import index as indexes
 from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs.entry import run
@@ -83,6 +84,7 @@ def ask_index(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
 def ask_retriever(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
     """Time of single histories through every source and the fusion; recall of its text vectors."""
     pipeline = Pipeline.load(place, stages=frozenset({Stage.RETRIEVER}))
+    read_in(place)  # as a replica does
     queries = np.load(config.folder / "queries.npy")
     asked = histories_like_people(config, len(queries), config.seed + 9).with_vectors(queries)
     parts: dict[str, list[float]] = {source.name: [] for source in pipeline.sources}

@@ -143,6 +143,7 @@ def measure(config: RetrievalBenchmark, name: str) -> dict[str, Any]:
     start = time.perf_counter()
     _child(config, f"build {name}")
     seconds = time.perf_counter() - start
+    os.sync()  # else what was built is written to the disk while it is asked
     found: dict[str, Any] = json.loads(_child(config, f"ask {name}"))
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return {"name": name, "build_s": seconds, "disk_gib": size / 2**30, **found}

@@ -35,6 +35,7 @@ from benchmarks.harness.catalogue import (
 )
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.tables import table
+from fusionrec.allocator import keep_memory
 from fusionrec.config import parse
 from fusionrec.data.histories import Histories
 from fusionrec.progress import console
@@ -83,8 +84,9 @@ def ask_index(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
 
 def ask_retriever(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
     """Time of single histories through every source and the fusion; recall of its text vectors."""
+    keep_memory()  # this, and what is read in, as in a replica
     pipeline = Pipeline.load(place, stages=frozenset({Stage.RETRIEVER}))
-    read_in(place)  # as a replica does
+    read_in(place)
     queries = np.load(config.folder / "queries.npy")
     asked = histories_like_people(config, len(queries), config.seed + 9).with_vectors(queries)
     parts: dict[str, list[float]] = {source.name: [] for source in pipeline.sources}

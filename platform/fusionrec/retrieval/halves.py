@@ -1,8 +1,8 @@
 """Numbers that are kept in half precision where there are many of them, and read in single.
 
-numpy converts float16 one number at a time, and that took half of the time of a query over a large
-catalogue. The bits of a float16, moved to their places in a float32, are the same number but for a
-power of two, and moving them is a few passes over whole arrays.
+numpy converts float16 one number at a time, which for the vectors of 800 candidates took ten times
+as long as their inner products. The bits of a float16, moved to their places in a float32, are the
+same number but for a power of two, and moving them is a few passes over whole arrays.
 """
 
 from __future__ import annotations

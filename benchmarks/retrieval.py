@@ -35,9 +35,11 @@ from benchmarks.harness.catalogue import (
 )
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.tables import table
+from fusionrec.allocator import keep_memory
 from fusionrec.config import parse
 from fusionrec.data.histories import Histories
 from fusionrec.progress import console
+from fusionrec.residence import read_in
 from fusionrec.retrieval import index as indexes
 from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs.entry import run
@@ -82,7 +84,9 @@ def ask_index(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
 
 def ask_retriever(config: RetrievalBenchmark, place: Path) -> dict[str, Any]:
     """Time of single histories through every source and the fusion; recall of its text vectors."""
+    keep_memory()  # this, and what is read in, as in a replica
     pipeline = Pipeline.load(place, stages=frozenset({Stage.RETRIEVER}))
+    read_in(place)
     queries = np.load(config.folder / "queries.npy")
     asked = histories_like_people(config, len(queries), config.seed + 9).with_vectors(queries)
     parts: dict[str, list[float]] = {source.name: [] for source in pipeline.sources}
@@ -141,6 +145,7 @@ def measure(config: RetrievalBenchmark, name: str) -> dict[str, Any]:
     start = time.perf_counter()
     _child(config, f"build {name}")
     seconds = time.perf_counter() - start
+    os.sync()  # else what was built is written to the disk while it is asked
     found: dict[str, Any] = json.loads(_child(config, f"ask {name}"))
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return {"name": name, "build_s": seconds, "disk_gib": size / 2**30, **found}

@@ -31,6 +31,7 @@ from fusionrec.bundles.store import BundleStore
 from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories
 from fusionrec.errors import BundleCorrupt, BundleError
 from fusionrec.fusion.model import Fused
+from fusionrec.residence import read_in
 
 if TYPE_CHECKING:  # who deploys the stages need not import torch; their replicas do, in Held
     from fusionrec.serving.pipeline import Pipeline
@@ -176,6 +177,8 @@ class Held:
         stage = Stage(self._stage)
         stages = frozenset({stage, Stage.EMBEDDER} if self._embeds else {stage})
         pipeline = Pipeline.load(self._store.path(bundle), stages=stages)
+        if stage is Stage.RETRIEVER:
+            read_in(self._store.path(bundle))
         _set_threads(self._threads)
         # The first call of a model takes many times as long as the next: nobody should wait for it.
         first = Histories.of([[0]], texts=["warm up"])

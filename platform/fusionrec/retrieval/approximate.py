@@ -32,6 +32,7 @@ import numpy as np
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.errors import DataError
 from fusionrec.progress import bar
+from fusionrec.retrieval.halves import Stored
 from fusionrec.retrieval.index import (
     RECALL_AT,
     VECTORS,
@@ -43,7 +44,6 @@ from fusionrec.retrieval.index import (
     write_report,
 )
 from fusionrec.retrieval.lists import empty, fill
-from fusionrec.retrieval.rows import Stored
 
 _FAISS: Any = faiss  # its type stubs are of an older version
 INDEX = "index.faiss"

@@ -25,8 +25,8 @@ from pydantic import Field, ValidationError
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.errors import BundleError
+from fusionrec.retrieval.halves import Stored, single
 from fusionrec.retrieval.lists import empty, fill
-from fusionrec.retrieval.rows import Stored
 
 _FAISS: Any = faiss  # its type stubs are of an older version
 Kind: TypeAlias = Literal["flat", "hnsw", "ivf", "ivfpq"]
@@ -258,6 +258,6 @@ def write_report(directory: Path, report: IndexReport) -> None:
 
 def products(vectors: Stored, query: FloatArray, codes: CodeArray) -> FloatArray:
     """[C] inner products of one query with the vectors of ``codes``; 0 where a code is −1."""
-    rows = vectors[np.maximum(codes, 0)].astype(np.float32, copy=False)
+    rows = single(vectors[np.maximum(codes, 0)])
     # Not @: BLAS adds in an order that depends on how many rows there are.
     return np.where(codes >= 0, np.einsum("cd,d->c", rows, query), np.float32(0))

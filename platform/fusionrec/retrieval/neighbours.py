@@ -8,6 +8,7 @@ Shape legend: B histories, I items, C candidates, K items returned.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import scipy.sparse as sp
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.retrieval.lists import empty, fill
 from fusionrec.retrieval.rows import CSR, SparseRows
+from fusionrec.retrieval.sums import Sum
 
 _BLOCK_ENTRIES = 8_000_000
 """Dense scores held at once (32 MB)."""
@@ -71,25 +73,19 @@ def profiles(histories: Histories, weights: FloatArray, num_items: int) -> CSR:
     return matrix
 
 
-def top_of_sparse(scores: SparseRows, histories: Histories, k: int) -> tuple[CodeArray, FloatArray]:
-    """[B, K] items and scores: the best positive entries of each row, history items left out.
+def top_of_sums(sums: Sequence[Sum], histories: Histories, k: int) -> tuple[CodeArray, FloatArray]:
+    """[B, K] items and scores: the best positive places of each sum, history items left out.
 
-    Ties go to the lower code. Cost: a partial sort of each row's entries.
+    Ties go to the lower code.
     """
     items, values = empty(len(histories), k)
-    for row in range(len(histories)):
-        entries = slice(scores.indptr[row], scores.indptr[row + 1])
-        codes = scores.indices[entries]
-        data = scores.data[entries].astype(np.float32, copy=False)
-        keep = np.ones(len(codes), dtype=bool)
-        place, found = _find(codes, histories.row(row))
-        keep[place[found]] = False
-        fill(items[row], values[row], codes[keep], data[keep])
+    for row, each in enumerate(sums):
+        fill(items[row], values[row], *each.largest(k, histories.row(row)))
     return items, values
 
 
 def top_of_dense(scores: FloatArray, histories: Histories, k: int) -> tuple[CodeArray, FloatArray]:
-    """As :func:`top_of_sparse`, for dense [B, I] scores."""
+    """As :func:`top_of_sums`, for dense [B, I] scores."""
     items, values = empty(len(histories), k)
     for row in range(len(histories)):
         data = scores[row].copy()
@@ -105,19 +101,9 @@ def gather(scores: FloatArray, candidates: CodeArray) -> FloatArray:
     return np.where(candidates >= 0, taken, np.float32(0))
 
 
-def gather_sparse(scores: SparseRows, candidates: CodeArray) -> FloatArray:
-    """As :func:`gather`, of sparse rows."""
+def gather_sums(sums: Sequence[Sum], candidates: CodeArray) -> FloatArray:
+    """As :func:`gather`, of sums that are kept one by one."""
     result = np.zeros(candidates.shape, dtype=np.float32)
-    for row in range(len(candidates)):
-        entries = slice(scores.indptr[row], scores.indptr[row + 1])
-        place, found = _find(scores.indices[entries], candidates[row])
-        result[row, found] = scores.data[entries][place[found]]
+    for row, each in enumerate(sums):
+        result[row] = each.at(candidates[row])
     return result
-
-
-def _find(codes: CodeArray, wanted: CodeArray) -> tuple[Any, Any]:
-    """Where in the ascending ``codes`` each of ``wanted`` would be, and whether it is there."""
-    place = np.searchsorted(codes, wanted)
-    found = place < len(codes)
-    found[found] = codes[place[found]] == wanted[found]
-    return place, found

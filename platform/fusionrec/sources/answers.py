@@ -8,6 +8,7 @@ Shape legend: B histories, I items, C candidates, K items returned, D dimensions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +16,16 @@ import numpy as np
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.retrieval.index import VectorIndex
 from fusionrec.retrieval.lists import empty
-from fusionrec.retrieval.neighbours import gather, gather_sparse, top_of_dense, top_of_sparse
-from fusionrec.retrieval.rows import SparseRows
+from fusionrec.retrieval.neighbours import gather, gather_sums, top_of_dense, top_of_sums
+from fusionrec.retrieval.sums import Sum
 from fusionrec.sources.protocol import Answer, Ranked
 
 
-def scored(histories: Histories, scores: FloatArray | SparseRows) -> Answer:
-    """The answer out of the scores [B, I] of all items."""
-    if isinstance(scores, SparseRows):
-        return _Sparse(histories, scores)
-    return _Dense(histories, scores)
+def scored(histories: Histories, scores: FloatArray | Sequence[Sum]) -> Answer:
+    """The answer out of the scores of all items: [B, I], or B sums."""
+    if isinstance(scores, np.ndarray):
+        return _Dense(histories, scores)
+    return _Summed(histories, scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,15 @@ class _Dense:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sparse:
+class _Summed:
     histories: Histories
-    scores: SparseRows
+    scores: Sequence[Sum]
 
     def top(self, k: int) -> Ranked:
-        return Ranked(*top_of_sparse(self.scores, self.histories, k))
+        return Ranked(*top_of_sums(self.scores, self.histories, k))
 
     def score(self, candidates: CodeArray) -> FloatArray:
-        return gather_sparse(self.scores, candidates)
+        return gather_sums(self.scores, candidates)
 
 
 @dataclass(frozen=True, slots=True)

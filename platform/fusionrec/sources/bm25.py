@@ -26,7 +26,8 @@ from pydantic import Field
 from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
-from fusionrec.retrieval.rows import SparseRows, stack, total
+from fusionrec.retrieval.rows import SparseRows, stack
+from fusionrec.retrieval.sums import total
 from fusionrec.sources.answers import scored
 from fusionrec.sources.protocol import Answer, Ranked, TrainingData
 from fusionrec.space import Range
@@ -85,7 +86,8 @@ class BM25:
             sorted(set(item), key=lambda word: (rarity[word], word))[: self.config.query_words]
             for item in ids
         ]
-        return type(self)(self.config, vocabulary, words, _bags(asked, len(vocabulary)))
+        queries = _bags(asked, len(vocabulary)).compact()
+        return type(self)(self.config, vocabulary, words, queries)
 
     def ask(self, histories: Histories) -> Answer:
         """Add up the postings of the words of each query."""

@@ -26,8 +26,9 @@ from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from fusionrec.errors import DataError
+from fusionrec.retrieval.halves import Stored, single
 from fusionrec.retrieval.index import IndexConfig, VectorIndex, build, load
-from fusionrec.retrieval.rows import CSR, Stored
+from fusionrec.retrieval.rows import CSR
 from fusionrec.sources.answers import Nearest
 from fusionrec.sources.blas import one_thread
 from fusionrec.sources.protocol import Ranked, TrainingData
@@ -116,7 +117,7 @@ class Content:
         with one_thread():  # for products this small, starting threads takes longer than they save
             for row in range(len(newest)):
                 events = slice(newest.offsets[row], newest.offsets[row + 1])
-                items = vectors[newest.items[events]].astype(np.float32, copy=False)
+                items = single(vectors[newest.items[events]])
                 profiles[row] = weights[events] @ items
         return _normalised(profiles)
 

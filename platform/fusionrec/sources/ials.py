@@ -28,9 +28,10 @@ from pydantic import Field
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
+from fusionrec.retrieval.halves import Stored, single
 from fusionrec.retrieval.index import IndexConfig, VectorIndex, build, load
 from fusionrec.retrieval.neighbours import profiles
-from fusionrec.retrieval.rows import CSR, Stored
+from fusionrec.retrieval.rows import CSR
 from fusionrec.sources.answers import Nearest
 from fusionrec.sources.blas import one_thread
 from fusionrec.sources.protocol import Ranked, TrainingData
@@ -147,7 +148,7 @@ class IALS:
         with one_thread():  # for systems this small, starting threads takes ten times as long
             for row in range(len(histories)):
                 entries = slice(extra.indptr[row], extra.indptr[row + 1])
-                items = factors[extra.indices[entries]].astype(np.float64)
+                items = single(factors[extra.indices[entries]]).astype(np.float64)
                 weight = extra.data[entries, None]
                 if items.any():
                     system = prior + (weight * items).T @ items

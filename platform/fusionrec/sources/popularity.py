@@ -21,9 +21,10 @@ from pydantic import Field
 
 from fusionrec.config import Config
 from fusionrec.data.histories import CodeArray, FloatArray, Histories, IntArray
+from fusionrec.retrieval.halves import Stored, single
 from fusionrec.retrieval.lists import empty
 from fusionrec.retrieval.neighbours import top_of_dense
-from fusionrec.retrieval.rows import DENSE_WIDTH, Stored
+from fusionrec.retrieval.rows import DENSE_WIDTH
 from fusionrec.sources.protocol import Answer, Ranked, TrainingData
 from fusionrec.space import Range
 
@@ -155,7 +156,7 @@ class _AtMoments:
             best = head[(head >= 0) & ~np.isin(head, seen)][:k]
             if len(best) < k and len(head) < self.scores.shape[1] and head[-1] >= 0:
                 alone = self.histories.slice(row, row + 1)
-                all_scores = self.scores[moment][None].astype(np.float32)
+                all_scores = single(self.scores[moment])[None]
                 best = top_of_dense(all_scores, alone, k)[0][0]
                 best = best[best >= 0]
             items[row, : len(best)] = best

@@ -22,8 +22,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
+from fusionrec.retrieval.halves import Stored, single
 from fusionrec.retrieval.index import VectorIndex, build, load
-from fusionrec.retrieval.rows import Stored
 from fusionrec.sources.answers import Nearest
 from fusionrec.sources.blas import one_thread
 from fusionrec.sources.protocol import Ranked, TrainingData
@@ -135,7 +135,7 @@ class SASRec:
         with one_thread():  # for matrices this small, starting threads takes longer than they save
             for row in range(len(histories)):
                 items = vectors[histories.row(row)[-self._forward.max_length :]]
-                items = items[items.any(axis=1)].astype(np.float32)
+                items = single(items[items.any(axis=1)])
                 if len(items):
                     result[row] = self._forward(items + centre)
         return result

@@ -22,6 +22,7 @@ from fusionrec.bundles.store import BundleStore
 from fusionrec.errors import BundleError
 from fusionrec.serving.browse import Browser
 from fusionrec.serving.service import Service
+from fusionrec.sources.semantic import Semantic
 from serve_apps.calls import Stage
 from serve_apps.stages import step_back
 
@@ -40,7 +41,7 @@ class Loaded:
     service: Service
     browser: Browser
     embeds: bool
-    """Whether the bundle has an encoder."""
+    """Whether the bundle has an encoder, and a source that asks for its vectors."""
     reranks: bool
     """Whether the bundle has a reranker."""
     rerank_top: int
@@ -58,11 +59,12 @@ class Loaded:
         manifest = store.verify(bundle)
         directory = store.path(bundle)
         service = Service.load(directory)
+        asks = Semantic.name in manifest.pipeline.get("sources", ())
         return cls(
             manifest=manifest,
             service=service,
             browser=Browser(service.catalogue, service.users),
-            embeds=(directory / "encoder").is_dir(),
+            embeds=asks and (directory / "encoder").is_dir(),
             reranks=(directory / "reranker").is_dir(),
             rerank_top=int(manifest.pipeline.get("rerank_top", 0)),
         )

@@ -231,7 +231,7 @@ def _search(config: ParetoCampaign, dataset: Dataset, begun: Begun) -> Front:
         candidates, proposed = collect(
             pipeline.sources, histories, begun.pipeline.candidates, pipeline.rules
         )
-        some = histories.slice(0, min(COST_CASES, len(cases)))
+        some = cases.histories.slice(0, min(COST_CASES, len(cases)))
         # Noted: a campaign that goes on must not measure by another clock.
         costs = _noted(config.out / "cost_ms.json", lambda: cost_ms(pipeline, some, diversity))
     vectors = config.pipeline / "vectors.npy"

@@ -26,6 +26,7 @@ from fusionrec.fusion.model import Fusion, fuse
 from fusionrec.fusion.rules import Rules
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.sources.protocol import Source
+from fusionrec.sources.semantic import Semantic
 
 TRUST, SPREAD = "trust.", "diversity."
 """What the names of a point's parameters begin with."""
@@ -184,7 +185,7 @@ def _among(items: CodeArray, top: CodeArray) -> BoolArray:
 def cost_ms(pipeline: Pipeline, histories: Histories, diversity: Diversity) -> dict[str, float]:
     """Median milliseconds for one history, of each source and of making its list diverse.
 
-    A source proposes, and scores what all have proposed.
+    A source proposes, and scores what all have proposed; ``semantic`` needs the encoder for that.
     """
     every = {"similarity": 1.0, "calibration": 1.0, "popularity": 1.0}
     whole = replace(diversity, config=diversity.config.model_copy(update=every))
@@ -195,10 +196,15 @@ def cost_ms(pipeline: Pipeline, histories: Histories, diversity: Diversity) -> d
         spent[name].append(1000 * (time.perf_counter() - start))
 
     for row in range(len(histories)):
-        alone = histories.slice(row, row + 1)
+        asked = histories.slice(row, row + 1)
+        start = time.perf_counter()
+        alone = pipeline.embed(asked)
+        embed_s = time.perf_counter() - start
         found = pipeline.candidates(alone)
         for source in pipeline.sources:
             start = time.perf_counter()
+            if source.name == Semantic.name:
+                start -= embed_s
             answer = source.ask(alone)
             answer.top(pipeline.config.candidates)
             answer.score(found.items)

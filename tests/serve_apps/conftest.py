@@ -48,9 +48,9 @@ def paper_bundles(tmp_path_factory: pytest.TempPathFactory) -> BundleStore:
     }
     pq.write_table(pa.table(users), directory / "users.parquet")
     np.save(directory / "item_counts.npy", np.arange(20))
-    settings = {"dataset": {"name": "paper"}, "rerank_top": 10}
-    (directory / "pipeline.json").write_text(json.dumps(settings))
     sources = ("popularity", "semantic")
+    settings = {"dataset": {"name": "paper"}, "sources": sources, "rerank_top": 10}
+    (directory / "pipeline.json").write_text(json.dumps(settings))
     weights = dict.fromkeys(sources, 1.0)
     Fusion(
         sources=sources,

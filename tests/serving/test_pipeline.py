@@ -15,7 +15,7 @@ from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.precision import INFERENCE, InferenceConfig, Precision
 from fusionrec.language.reranker import Reranker
-from fusionrec.serving.pipeline import Pipeline, Stage
+from fusionrec.serving.pipeline import Pipeline, Stage, read_config
 from jobs.fit import FitConfig, fit
 
 
@@ -62,6 +62,19 @@ def test_all_sources_are_fitted(pipeline):
         "bm25",
         "semantic",
     }
+
+
+def test_the_encoder_rests_where_no_source_asks_for_vectors(directory, histories, tmp_path):
+    place = shutil.copytree(directory, tmp_path / "pipeline")
+    settings = read_config(place)
+    others = tuple(name for name in settings.sources if name != "semantic")
+    settings = settings.model_copy(update={"sources": others})
+    (place / "pipeline.json").write_text(settings.model_dump_json())
+    Fusion.uniform(others, np.ones(len(others), np.float32)).save(place / "fusion.json")
+    found = Pipeline.load(place)
+    assert found.encoder is None
+    assert found.embed(histories) is histories
+    assert found.reranker is not None
 
 
 def test_retrieval_alone_needs_no_catalogue(directory, pipeline, histories):

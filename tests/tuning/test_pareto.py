@@ -15,9 +15,11 @@ from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.fusion.diversity import Diversity, DiversityConfig, ItemCategories
 from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.fusion.rules import Rules
+from fusionrec.retrieval.index import IndexConfig, build
 from fusionrec.serving.pipeline import Pipeline, read_config
+from fusionrec.sources.semantic import Semantic
 from tuning.pareto import Front, ParetoCampaign, Point, _diversity, campaign, choose
-from tuning.tradeoff import Tradeoff, collect, diversified, weighed
+from tuning.tradeoff import Tradeoff, collect, cost_ms, diversified, weighed
 
 MODES = {"ndcg": "max", "latency_ms": "min"}
 FUSION = Fusion(
@@ -173,6 +175,27 @@ def test_rules_hold_in_what_is_traded(fitted, synthetic):
     assert (proposed.any(axis=0) == (found.items >= 0)).all()
     pipeline.rules = rules
     np.testing.assert_array_equal(pipeline.candidates(histories).items, found.items)
+
+
+def test_semantic_costs_what_its_encoder_takes(fitted, synthetic, monkeypatch):
+    pipeline = Pipeline.load(fitted)
+    cases, clock = split(synthetic).validation, [0.0]
+    monkeypatch.setattr("tuning.tradeoff.time.perf_counter", lambda: clock[0])
+
+    def embed(histories):
+        clock[0] += 0.25
+        return histories.with_vectors(np.tile(np.eye(4, dtype=np.float32)[:1], (len(histories), 1)))
+
+    pipeline.embed = embed
+    index = build(np.eye(len(pipeline.item_counts), 4, dtype=np.float32), IndexConfig())
+    pipeline.sources = [*pipeline.sources, Semantic(index=index)]
+    names = tuple(source.name for source in pipeline.sources)
+    pipeline.fusion = Fusion.uniform(names, np.ones(len(names), np.float32))
+    plain = Diversity(
+        DiversityConfig(), ItemCategories.of(synthetic.catalogue.categories), pipeline.item_counts
+    )
+    costs = cost_ms(pipeline, cases.histories.slice(0, 3), plain)
+    assert costs == {**dict.fromkeys(pipeline.config.sources, 0.0), "semantic": 250, "diversity": 0}
 
 
 @pytest.mark.ray

@@ -4,7 +4,8 @@ Offline evaluation, the search of the fusion and the endpoint all run this one i
 stage takes a batch as one unit and returns compact arrays, so that a Serve deployment is a stage
 and nothing more:
 
-    embed     histories → histories with text vectors      needs encoder/
+    embed     histories → histories with text vectors      needs encoder/; nothing is done where
+                                                            no source asks for them
     retrieve  histories → fused candidates                  needs sources/, fusion.json, and
                                                             lambdarank/, diversity/ and
                                                             rules.json where there are any
@@ -40,6 +41,7 @@ from fusionrec.fusion.rules import Rules, load_rules
 from fusionrec.language.precision import Precision, read_inference
 from fusionrec.sources.load import load_source
 from fusionrec.sources.protocol import Source
+from fusionrec.sources.semantic import Semantic
 
 if TYPE_CHECKING:
     from fusionrec.fusion.lambdarank import LambdaRank
@@ -71,6 +73,11 @@ class PipelineConfig(Config):
     """Items that each source proposes for a history."""
     rerank_top: int = Field(default=20, ge=1)
     """Places of the fused list that the reranker reads."""
+
+    @property
+    def embeds(self) -> bool:
+        """Whether a source asks for the text vectors of histories: else the encoder rests."""
+        return Semantic.name in self.sources
 
     def refuse_other_data(self, dataset: Dataset, pipeline: Path) -> None:
         """Check that the sources in the folder ``pipeline`` were fitted on ``dataset``.
@@ -133,7 +140,7 @@ class Pipeline:
         # Who only retrieves knows codes: the texts of a million items take a gigabyte.
         reads = stages != {Stage.RETRIEVER}
         names = config.sources if retrieves else ()
-        embeds = Stage.EMBEDDER in stages and (directory / "encoder").is_dir()
+        embeds = Stage.EMBEDDER in stages and config.embeds and (directory / "encoder").is_dir()
         reranks = Stage.RERANKER in stages and (directory / "reranker").is_dir()
         vectors = directory / "vectors.npy"
         try:

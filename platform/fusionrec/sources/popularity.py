@@ -35,7 +35,7 @@ _HEAD = 1000
 class PopularityConfig(Config):
     """Settings of :class:`Popularity`."""
 
-    half_life_days: Annotated[float, Range(7, 3650, log=True)] = Field(default=365.0, gt=0)
+    half_life_days: Annotated[float, Range(7, 3650, log=True)] = Field(default=180.0, gt=0)
     """After which an event counts half."""
     snapshots: int = Field(default=64, ge=1)
     """Moments at which the popularity of every item is kept."""

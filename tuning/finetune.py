@@ -46,11 +46,12 @@ from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.encoder import EncoderSettings
 from jobs import cluster
 from jobs.entry import run
+from jobs.fitted import install, settle
 from tuning.finetune_trial import MEMBERS, EncoderRun, FinetuneTask, FinetuneTrial, lists_gain
 from tuning.journal import claim, ended, owned, write_json
 from tuning.population import FIRST, PopulationSampler, passes
 from tuning.search import Search, distributions, fit, run_search, rungs
-from tuning.sources import WINNER, Winner, install, settle
+from tuning.sources import WINNER, Winner
 
 NAME = "finetune"
 CLAIMED = ("k", "seed", "population", "max_cases", "max_examples", "per_user")
@@ -151,7 +152,7 @@ def campaign(config: FinetuneCampaign) -> Winner:
             study = _search(config, dataset, parts, chosen)
             _decide(config, dataset, study, held_out)
         winner = Winner.model_validate_json((config.out / WINNER).read_bytes())
-        if won(winner) and not (config.out / "installed").is_file():
+        if winner.taken and not (config.out / "installed").is_file():
             _install(config, dataset, parts)
             (config.out / "installed").touch()
     return winner
@@ -280,11 +281,6 @@ def _decide(
     shutil.rmtree(config.out / "models" / MEMBERS, ignore_errors=True)
 
 
-def won(winner: Winner) -> bool:
-    """Whether the best model is better than the encoder that the pipeline had."""
-    return winner.held_out.mean > 0
-
-
 def kept_model(out: Path) -> Path | None:
     """The model of the best trial of the campaign in ``out``."""
     models = sorted((out / "models").glob("[0-9]*"), key=lambda path: float(path.name))
@@ -321,8 +317,10 @@ def _install(config: FinetuneCampaign, dataset: Dataset, parts: Split) -> None:
         has_timestamps=dataset.info.has_timestamps,
         item_vectors=vectors,
     )
-    settle(config.pipeline / "sources" / "semantic")
-    install(config.pipeline, Semantic().fit(data))
+    place = config.pipeline / "sources" / Semantic.name
+    settle(place)
+    settings = Semantic.load(place).config
+    install(config.pipeline, Semantic.name, Semantic(settings).fit(data).save)
 
 
 def main() -> None:
@@ -333,9 +331,9 @@ def main() -> None:
     sys.stdout.write(
         f"NDCG@{config.k} on cases not searched on: {winner.held_out.mean:+.4f} "
         f"[{low:+.4f}, {high:+.4f}] against the pipeline's encoder; "
-        f"{'its place was taken' if won(winner) else 'it stays'}\n"
+        f"{'its place was taken' if winner.taken else 'it stays'}\n"
     )
-    if won(winner):
+    if winner.taken:
         sys.stdout.write(f"now: python -m tuning.fusion --pipeline {config.pipeline} …\n")
 
 

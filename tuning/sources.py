@@ -14,7 +14,6 @@ goes on with a campaign that was stopped or killed.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,11 @@ import yaml
 from pydantic import Field
 from rich.table import Table
 
-from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import Config, JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.splits import Cases, split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.significance import BootstrapConfig, Estimate, bootstrap_means, estimate
-from fusionrec.fusion.model import LAMBDARANK
 from fusionrec.progress import bar, console
 from fusionrec.serving.pipeline import PipelineConfig, read_config
 from fusionrec.sources.load import SOURCES, load_source
@@ -40,6 +37,7 @@ from fusionrec.sources.protocol import Iterative, Source, TrainingData
 from fusionrec.space import replaced, searched, setting
 from jobs import cluster
 from jobs.entry import run
+from jobs.fitted import install, settle, whole
 from tuning.journal import claim, ended, owned, spent_s
 from tuning.search import Search, distributions, run_search, rungs
 from tuning.source_trial import DEPTH, SourceTrial, Task, built, gains
@@ -84,7 +82,8 @@ class Winner(Config):
 
     name: str
     before: dict[str, Any]
-    """The settings of the pipeline when the search began."""
+    """The settings that the search began with: of a source, the pipeline's; of the encoder's
+    fine-tuning, the first trial's."""
     after: dict[str, Any]
     """Those that won: of the best trial where it holds, else as before."""
     changed: tuple[str, ...]
@@ -94,8 +93,13 @@ class Winner(Config):
     value_best: float | None
     """NDCG@k of the best trial on the same cases: the largest of many, so it flatters."""
     held_out: Estimate
-    """Gain of the best trial over the first on the other cases."""
+    """Gain of the best trial over what the pipeline had on the other cases."""
     num_held_out: int
+
+    @property
+    def taken(self) -> bool:
+        """Whether the best trial took the place of what the pipeline had."""
+        return self.held_out.mean > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ def names_of(config: SourcesCampaign) -> tuple[str, ...]:
     having = tuple(
         name
         for name in read_config(config.pipeline).sources
-        if searched(_settings(SOURCES[name].load(_whole(config.pipeline / "sources" / name))))
+        if searched(_settings(SOURCES[name].load(whole(config.pipeline / "sources" / name))))
     )
     unknown = [name for name in config.names or () if name not in having]
     if unknown and not begun.is_file():
@@ -168,8 +172,7 @@ def write_fit_settings(pipeline: Path, dataset: Path, path: Path) -> dict[str, A
     }
     for name in fitted.sources:
         settings = _settings(load_source(pipeline / "sources" / name))
-        if searched(settings):
-            values[name.replace("-", "_")] = settings.model_dump(mode="json")
+        values[name.replace("-", "_")] = settings.model_dump(mode="json")
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return values
 
@@ -211,7 +214,7 @@ def _tune_source(config: SourcesCampaign, name: str, material: Material, to_come
                 f"{config.pipeline} has: give another directory or remove it"
             )
         if settings != now:  # it was interrupted after the decision
-            install(config.pipeline, built(type(source), settings).fit(material.data))
+            install(config.pipeline, name, built(type(source), settings).fit(material.data).save)
         return winner
     claim(
         directory,
@@ -299,43 +302,8 @@ def _decide(
     path.with_suffix(".tmp").write_text(winner.model_dump_json(indent=1), encoding="utf-8")
     path.with_suffix(".tmp").replace(path)
     if holds and fitted is not None:
-        install(config.pipeline, fitted)
+        install(config.pipeline, name, fitted.save)
     return winner
-
-
-def install(pipeline: Path, source: Source) -> None:
-    """Put ``source`` in place of the one of its name; what was found for that one goes first."""
-    _remove(pipeline / LAMBDARANK)
-    (pipeline / "fusion.json").unlink(missing_ok=True)
-    forget_measurements(pipeline)
-    place = pipeline / "sources" / source.name
-    new, old = _beside(place)
-    _remove(new, old)
-    source.save(new)
-    place.rename(old)
-    new.rename(place)
-    _remove(old)
-
-
-def settle(place: Path) -> None:
-    """End what :func:`install` left half done: a source goes only once its successor is whole."""
-    if not place.is_dir():
-        _whole(place).rename(place)
-    _remove(*_beside(place))
-
-
-def _whole(place: Path) -> Path:
-    """Where the source of ``place`` is, whatever a process that died left."""
-    return place if place.is_dir() else _beside(place)[0]
-
-
-def _beside(place: Path) -> tuple[Path, Path]:
-    return place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
-
-
-def _remove(*directories: Path) -> None:
-    for directory in directories:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _spent(journal: Path) -> float:

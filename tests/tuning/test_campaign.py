@@ -15,10 +15,11 @@ import yaml
 
 from fusionrec.config import parse
 from fusionrec.errors import ConfigError
+from fusionrec.evaluation.significance import Estimate
 from fusionrec.serving.pipeline import Pipeline
 from jobs.fit import FitConfig, fit
 from tuning.campaign import CampaignConfig, campaign
-from tuning.report import CampaignReport
+from tuning.report import CampaignReport, html
 
 SETTINGS = {
     "stages": ["sources", "fusion", "pareto"],
@@ -107,6 +108,18 @@ def test_the_page_is_whole_and_says_what_a_reader_looks_for(done):
         assert segment in text
     assert f"{found.test.difference.low:+.4f}" in text
     assert "python -m jobs.fit --config" in text
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("gain", "told"), [(0.01, "yes"), (-0.01, "no, stays as it was")])
+def test_an_encoder_that_was_installed_is_said_to_be(done, gain, told):
+    """Even where the first trial won, so that no setting differs from where the search began."""
+    _, found = done
+    winner = found.winners[0].model_copy(
+        update={"name": "finetune", "changed": (), "held_out": Estimate(mean=gain, low=0, high=0)}
+    )
+    text = html(found.model_copy(update={"winners": (winner,)}))
+    assert f'<td class="left">{told}</td>' in text
 
 
 @pytest.mark.ray

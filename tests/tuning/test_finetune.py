@@ -15,7 +15,7 @@ from fusionrec.serving.pipeline import Pipeline
 from fusionrec.training.config import Method, TrainingConfig
 from jobs.fit import FitConfig, fit
 from tuning import history
-from tuning.finetune import FinetuneCampaign, campaign, kept_model, space_of, won
+from tuning.finetune import FinetuneCampaign, campaign, kept_model, space_of
 from tuning.finetune_trial import MEMBERS, EncoderRun, keep, lists_gain
 
 
@@ -100,7 +100,7 @@ def test_the_best_trial_is_decided_about_and_installed(ray_cluster, config, synt
     document["held_out"]["mean"] = 0.01
     (config.out / "winner.json").write_text(json.dumps(document))
     (config.pipeline / "fusion.json").write_text("weights found for other scores")
-    assert won(campaign(config))
+    assert campaign(config).taken
     assert not (config.pipeline / "fusion.json").exists()
     encoder = Encoder.load(kept)
     vectors = encoder.encode(item_texts(synthetic.catalogue))

@@ -11,17 +11,19 @@ from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import ndcg
 from fusionrec.evaluation.ranks import full_ranks
-from fusionrec.serving.pipeline import Pipeline
+from fusionrec.retrieval.index import IndexConfig
+from fusionrec.serving.pipeline import Pipeline, read_config
 from fusionrec.sources.ials import IALS, IALSConfig
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
 from fusionrec.sources.item_knn import ItemKNN
 from fusionrec.sources.load import load_source
 from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.semantic import Semantic
 from fusionrec.sources.transitions import Transitions
 from jobs.fit import FitConfig, fit
 from tuning import history
 from tuning.source_trial import SourceTrial, Task, gains, steps
-from tuning.sources import SourcesCampaign, campaign
+from tuning.sources import SourcesCampaign, campaign, write_fit_settings
 
 BAD = ItemItemConfig(
     learner=ItemKNN(power=1.0, shrinkage=0.1, length_power=0.0), recency=0.2, neighbours=300
@@ -108,6 +110,19 @@ def test_the_best_trial_wins_where_it_holds_and_can_be_had_again(ray_cluster, co
     for name, journal in journals.items():
         assert (config.out / name / "journal.log").read_bytes() == journal
     Pipeline.load(config.pipeline)
+
+
+def test_settings_that_are_not_searched_are_kept(begun, synthetic, tmp_path):
+    vectors = np.eye(len(synthetic.catalogue), 4, dtype=np.float32)
+    data = TrainingData(synthetic.catalogue, split(synthetic).train, item_vectors=vectors)
+    chosen = IndexConfig(flat_up_to=7, kind="hnsw")
+    Semantic(chosen).fit(data).save(begun / "sources" / "semantic")
+    now = read_config(begun).model_copy(update={"sources": ("item-knn", "semantic")})
+    (begun / "pipeline.json").write_text(now.model_dump_json())
+    found = write_fit_settings(begun, synthetic.directory, tmp_path / "fit.yaml")
+    again = FitConfig(**yaml.safe_load((tmp_path / "fit.yaml").read_text()))
+    assert again == FitConfig(**found)
+    assert (again.semantic, again.item_knn) == (chosen, BAD)
 
 
 @pytest.mark.ray

@@ -53,11 +53,13 @@ class Semantic:
         return self.ask(histories).score(candidates)
 
     def save(self, directory: Path) -> None:
-        """Write the vectors, the index and ``index.json``, which says what was measured of it."""
+        """Write ``config.json``, the vectors, the index and what was measured of it."""
         assert self._index is not None, "semantic is not fitted"
         self._index.save(directory)
+        (directory / "config.json").write_text(self.config.model_dump_json(indent=2))
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Memory-map what was written."""
-        return cls(index=load(directory))
+        """Read the settings, memory-map the vectors and their index."""
+        config = IndexConfig.model_validate_json((directory / "config.json").read_bytes())
+        return cls(config, load(directory))

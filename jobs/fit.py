@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,6 @@ from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import Protocol, Split, split
 from fusionrec.data.text import history_texts
 from fusionrec.errors import ConfigError
-from fusionrec.fusion.diversity import DIVERSITY
-from fusionrec.fusion.model import LAMBDARANK
 from fusionrec.progress import bar, console
 from fusionrec.retrieval.index import IndexConfig
 from fusionrec.serving.pipeline import PipelineConfig, read_config
@@ -46,6 +45,7 @@ from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from fusionrec.sources.semantic import Semantic
 from fusionrec.sources.transitions import Transitions
 from jobs.entry import run
+from jobs.fitted import forget_lists, install
 
 _SLOW = frozenset({"sasrec"})
 _NAMED = frozenset({"content", "recvae"})
@@ -75,7 +75,7 @@ class FitConfig(JobConfig):
     """Items that each source proposes for a history."""
     rerank_top: int = Field(default=20, ge=1)
     """Places of the fused list that a reranker reads."""
-    popularity: PopularityConfig = PopularityConfig(half_life_days=180.0)
+    popularity: PopularityConfig = PopularityConfig()
     item_knn: ItemItemConfig = ItemItemConfig(learner=ItemKNN(), recency=0.7)
     ease: ItemItemConfig = ItemItemConfig(learner=EASE(), recency=0.8)
     transitions: ItemItemConfig = ItemItemConfig(learner=Transitions(), recency=0.5)
@@ -163,23 +163,25 @@ def fit(config: FitConfig) -> dict[str, float]:
     with bar("fitting sources", len(names)) as advance:
         for name in names:
             start = time.perf_counter()
-            _fit(config, config.build(name), data)
+            install(config.pipeline, name, _fitted(config, config.build(name), data), forget_lists)
             seconds[name] = time.perf_counter() - start
             advance(note=name)
     return seconds
 
 
-def _fit(config: FitConfig, source: Source, data: TrainingData) -> None:
-    place = config.pipeline / "sources" / source.name
+def _fitted(config: FitConfig, source: Source, data: TrainingData) -> Callable[[Path], None]:
+    """What writes the fitted source."""
     if config.num_workers == 1 or not isinstance(source, SASRec):
-        source.fit(data).save(place)
-        return
+        return source.fit(data).save
     # Here: no other fit needs Ray.
     from fusionrec.training import source_worker
     from jobs import cluster
 
-    with cluster.start():
-        source_worker.fit(source, data, place, num_workers=config.num_workers)
+    def save(place: Path) -> None:
+        with cluster.start():
+            source_worker.fit(source, data, place, num_workers=config.num_workers)
+
+    return save
 
 
 def _history_vectors(
@@ -226,7 +228,7 @@ def _forget_other_data(config: FitConfig, dataset: Dataset) -> None:
     if read_config(config.pipeline).dataset.fingerprint != dataset.info.fingerprint:
         for name in ("vectors.npy", RELEASES):
             (config.pipeline / name).unlink(missing_ok=True)
-        for name in ("encoder", "reranker", "sources", DIVERSITY):
+        for name in ("encoder", "reranker", "sources"):
             shutil.rmtree(config.pipeline / name, ignore_errors=True)
 
 
@@ -240,9 +242,7 @@ def _write_config(config: FitConfig, dataset: Dataset, names: tuple[str, ...]) -
     )
     path = config.pipeline / "pipeline.json"
     if path.is_file() and read_config(config.pipeline) != settings:
-        # Weights found for other sources or other data mean nothing here.
-        (config.pipeline / "fusion.json").unlink(missing_ok=True)
-        shutil.rmtree(config.pipeline / LAMBDARANK, ignore_errors=True)
+        forget_lists(config.pipeline)  # found for other sources or other data
     path.write_text(settings.model_dump_json(indent=2), encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ from fusionrec.data.splits import split
 from fusionrec.serving.pipeline import read_config
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.item_item import ItemItemConfig
+from fusionrec.sources.popularity import PopularityConfig
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from jobs.fit import FitConfig, fit
@@ -29,6 +30,25 @@ def test_sasrec_learns_in_two_workers_what_it_learns_in_one(ray_cluster, synthet
     candidates = np.tile(np.arange(parts.num_items, dtype=np.int32), (20, 1))
     found = SASRec.load(directory / "sources" / "sasrec").score(asked, candidates)
     np.testing.assert_allclose(found, alone.score(asked, candidates), atol=1e-4)
+
+
+def test_other_settings_of_the_same_sources_leave_nothing_that_was_found_for_theirs(
+    synthetic, tmp_path
+):
+    given = {"dataset": synthetic.directory, "pipeline": tmp_path, "sources": ("popularity",)}
+    kept = [tmp_path / name for name in ("fusion.json", "lambdarank/model.txt", "diversity/it")]
+
+    def left(**settings):
+        for path in kept:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        fit(FitConfig(**given, **settings))
+        return [path for path in kept if path.exists()]
+
+    assert left() == []
+    assert left() == kept  # the same again: what was found still holds
+    assert left(popularity=PopularityConfig(half_life_days=30)) == []
+    assert [path.name for path in (tmp_path / "sources").iterdir()] == ["popularity"]
 
 
 def test_workers_without_sasrec_are_ignored_aloud(synthetic, tmp_path):

@@ -11,21 +11,18 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
+from benchmarks.harness.ablation import Ablation, LeftOut
+from benchmarks.harness.audit import audit, each_ndcg
 from benchmarks.harness.command import command_of, run_job
+from benchmarks.harness.fits import Fit, fit_each
 from benchmarks.harness.machine import describe, today
-from benchmarks.harness.ranking import (
-    ablation,
-    audit,
-    fused,
-    ndcg_of,
-    peers,
-    with_ties_reversed,
-)
+from benchmarks.harness.ranking import fused, peers
 from benchmarks.harness.recbole import FOLDER, MISSING, epochs_told, recbole_peers
 from benchmarks.harness.tables import table
 from fusionrec.config import JobConfig, parse
@@ -43,10 +40,13 @@ from fusionrec.evaluation.significance import (
 from fusionrec.evaluation.systems import Measured
 from fusionrec.language.models import DEFAULT_MODEL
 from fusionrec.serving.pipeline import Pipeline
+from fusionrec.sources.content import Content
 from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.sasrec import SASRec
+from fusionrec.sources.semantic import Semantic
 from jobs.entry import run
 from jobs.evaluate import EvaluateConfig, evaluate
-from jobs.fit import FitConfig, fit
+from jobs.fit import FitConfig, fit, training_data
 from tuning.fusion import FusionCampaign, campaign
 from tuning.learned import FusionModel
 
@@ -68,6 +68,11 @@ class RankingBenchmark(JobConfig):
     """Which one, as jobs.embed takes it."""
     slow_sources: bool = True
     """Whether to fit sasrec too, which takes minutes to train."""
+    sources: tuple[str, ...] | None = None
+    """Sources to fit, as jobs.fit takes them; by default all that it fits by default."""
+    settings: Path | None = None
+    """YAML with settings of the sources, as jobs.fit takes it with --config: those that a campaign
+    left in winner.yaml, or an ease whose max_items makes it sparse."""
     trials: int = Field(default=300, ge=1)
     """Trials of each search of the fusion."""
     recbole_minutes: float = Field(default=15.0, ge=0)
@@ -81,25 +86,19 @@ class RankingBenchmark(JobConfig):
 class Bench:
     """One data set under one protocol."""
 
-    def __init__(self, config: RankingBenchmark, dataset: Dataset, protocol: Protocol) -> None:
+    def __init__(self, config: RankingBenchmark, dataset: Dataset, fit_with: FitConfig) -> None:
         self._config = config
         self._dataset = dataset
-        self._folder = dataset.directory.parent / protocol
-        self._pipeline = self._folder / "pipeline"
-        self._parts: Split = split(dataset, protocol)
+        self._pipeline = fit_with.pipeline
+        self._folder = fit_with.pipeline.parent
+        self._parts: Split = split(dataset, fit_with.protocol)
         self._bootstrap = BootstrapConfig(draws=config.draws, seed=config.seed)
-        self._fit = FitConfig(
-            dataset=dataset.directory,
-            pipeline=self._pipeline,
-            protocol=protocol,
-            prepare=True,
-            slow_sources=config.slow_sources,
-        )
+        self._fit = fit_with
 
     def run(self) -> str:
         """Everything; a section of the report."""
         began = time.perf_counter()
-        fit_s = self._fitted()
+        fits = self._fitted()
         fusions = self._fusions()
         report = self._evaluated()
         minutes = (time.perf_counter() - began) / 60
@@ -111,7 +110,7 @@ class Bench:
                 f"{report.num_cases:,} test cases, {report.num_targets:,} targets. From raw files "
                 f"to the report {minutes:.1f} minutes, peers and ablation not included. Test run: "
                 f"`{self._folder / 'run.parquet'}`.\n",
-                self._systems(report, fit_s, fusions, rivals),
+                self._systems(report, fits, fusions, rivals),
                 *(
                     f"{_sentence(found)}\n"
                     for found in report.comparisons
@@ -123,12 +122,12 @@ class Bench:
             )
         )
 
-    def _fitted(self) -> dict[str, float]:
+    def _fitted(self) -> dict[str, Fit]:
         shutil.rmtree(self._folder, ignore_errors=True)
-        fit(self._fit)
         if self._config.text and self._dataset.catalogue.has_text:
+            fit(self._fit.model_copy(update={"prepare": True}))
             run_job("jobs.embed", pipeline=self._pipeline, encoder=self._config.encoder)
-        return fit(self._fit.model_copy(update={"prepare": False}))
+        return fit_each(self._fit)
 
     def _fusions(self) -> list[Measured]:
         """The lists of each kind of fusion; the pipeline is left with the one that was chosen."""
@@ -161,21 +160,21 @@ class Bench:
             )
         )
 
-    def _recbole(self, rivals: list[tuple[Measured, float]]) -> str:
+    def _recbole(self, rivals: list[tuple[Measured, Fit]]) -> str:
         """Add its models to ``rivals``; a sentence on its epochs, or on why there are none."""
         minutes = self._config.recbole_minutes
         if not FOLDER.is_dir() or not minutes:
             return MISSING if minutes else ""
         found = recbole_peers(self._parts, self._folder / "recbole", minutes, self._config.seed)
-        rivals.extend((peer.measured, peer.fit_s) for peer in found.values())
-        return epochs_told(found["SASRec"].epochs_s, self._data(self._parts))
+        rivals.extend((peer.measured, peer.fit) for peer in found.values())
+        return epochs_told(found["SASRec"].epochs_s, self._data(self._parts), self._fit.sasrec)
 
     def _systems(
         self,
         report: Report,
-        fit_s: dict[str, float],
+        fits: dict[str, Fit],
         fusions: list[Measured],
-        rivals: list[tuple[Measured, float]],
+        rivals: list[tuple[Measured, Fit]],
     ) -> str:
         rows: list[tuple[str, ...]] = []
         for system in report.systems:
@@ -187,24 +186,30 @@ class Bench:
                     system.name,
                     f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]",
                     f"{hits.mean:.4f}",
-                    f"{fit_s[system.name]:.1f}" if system.name in fit_s else "",
+                    *_took(fits.get(system.name)),
                     f"{system.seconds / report.num_cases * 1e3:.2f}",
                     f"{size / 2**20:.1f}" if size else "",
                 )
             )
-        others = [*((each, None) for each in fusions), *rivals]
-        rows.extend(self._row(each, seconds) for each, seconds in others)
+        rows.extend(
+            self._row(each, took) for each, took in [*((f, None) for f in fusions), *rivals]
+        )
         columns = (
             "system",
             f"NDCG@{K} [95%]",
             f"HR@{K}",
             "fit, s",
+            "fit, MiB",
             "s per 1,000 histories",
             "MiB kept",
         )
-        return table(columns, rows)
+        least = min(each.before_mib for each in fits.values())
+        return (
+            f"{table(columns, rows)}\n*fit, MiB*: the peak of resident memory of a process that "
+            f"fits it alone; {least:,.0f} MiB of that are there once the data are read.\n"
+        )
 
-    def _row(self, found: Measured, fit_s: float | None) -> tuple[str, ...]:
+    def _row(self, found: Measured, took: Fit | None) -> tuple[str, ...]:
         values = np.stack([METRICS[name](found.ranks, K) for name in ("ndcg", "hr")], axis=1)
         draws = bootstrap_means(values, self._bootstrap)
         ndcg = estimate(values[:, 0].mean(), draws[:, 0], self._bootstrap.level)
@@ -212,25 +217,67 @@ class Bench:
             found.name,
             f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]",
             f"{values[:, 1].mean():.4f}",
-            "" if fit_s is None else f"{fit_s:.1f}",
+            *_took(took),
             f"{found.seconds / len(values) * 1e3:.2f}",
             "",
         )
 
     def _ablation(self) -> str:
-        found = ablation(Pipeline.load(self._pipeline), self._parts, self._bootstrap, K)
-        rows = [
-            (
-                each.source,
-                f"{each.weight:.2f}",
-                f"{each.lost.difference.mean:+.4f} "
-                f"[{each.lost.difference.low:+.4f}, {each.lost.difference.high:+.4f}]",
-                f"{each.lost.p_value:.3f}",
+        pipeline = Pipeline.load(self._pipeline)
+        ablation = Ablation(pipeline, self._parts, self._bootstrap, K)
+        found = ablation.without_each({name: (name,) for name in pipeline.config.sources})
+        trees = "" if pipeline.learned is None else ", and trees grown anew over them"
+        text = (
+            "### What each source adds\n\nThe served list against the list without it: the weights "
+            f"of the others polished on validation{trees}.\n\n"
+        )
+        reads, others = self._without_model(pipeline)
+        told = ""
+        if reads and others is not None:
+            names = others.config.sources
+            both = {"the language model": names}
+            if "bm25" in names and len(names) > 1:
+                both["it and bm25"] = tuple(name for name in names if name != "bm25")
+            found += ablation.instead(others, both)
+            told = (
+                f"\nThe language model is {self._config.encoder}; {' and '.join(reads)} read what "
+                "it says of the items. It is left out with semantic, and the others are fitted "
+                "again without it. No list is reranked.\n"
             )
-            for each in found
-        ]
-        return "### What each source adds\n\n" + table(
-            ("left out", "its weight", f"NDCG@{K} lost [95%]", "p"), rows
+        return (
+            text
+            + table(
+                ("left out", "its weight", f"NDCG@{K} lost [95%]", "p"), list(map(_lost, found))
+            )
+            + told
+        )
+
+    def _without_model(self, pipeline: Pipeline) -> tuple[list[str], Pipeline | None]:
+        """The sources that read the encoder's vectors, and the pipeline without these."""
+        if pipeline.item_vectors is None:
+            return [], None
+        data = replace(self._data(self._parts), item_vectors=None, history_vectors=lambda _: None)
+        reads, sources = [], []
+        for source in pipeline.sources:
+            if isinstance(source, Semantic):
+                reads.append(source.name)
+            elif isinstance(source, SASRec | Content) and source.config.text:
+                reads.append(source.name)
+                if isinstance(source, SASRec) or any(data.catalogue.categories):
+                    sources.append(self._fit.build(source.name).fit(data))
+            else:
+                sources.append(source)
+        if not sources:
+            return reads, None
+        names = tuple(source.name for source in sources)
+        config = pipeline.config.model_copy(update={"sources": names})
+        return reads, Pipeline(
+            config,
+            pipeline.catalogue,
+            pipeline.item_counts,
+            sources,
+            pipeline.fusion,
+            rules=pipeline.rules,
         )
 
     def _audit(self) -> str:
@@ -240,30 +287,54 @@ class Bench:
             f"{found.tied_events:.1%} of the events share user and time with another, so that "
             f"their order is the file's; {found.tied_targets:.1%} of the targets are as old as "
             f"the event before them. {found.repeated_targets:.1%} of the targets had been met "
-            f"before, and {found.cold_targets:.1%} have no training event.\n"
+            f"before, and {found.cold_targets:.1%} have no training event. Of the events of the "
+            f"test window {found.met_before:,} are no targets since their user had met the item "
+            f"before it, and {found.met_again:,} since they repeat one of it. "
+            f"{found.twin_items:.1%} of the items are a work that has another id, too (equal "
+            "title and year, or without a title an equal description): so are "
+            f"{found.twin_targets:.1%} of the targets, and {found.twins_met:.1%} of the targets "
+            "had been met under their other id.\n"
         )
         if not found.tied_events:
             return text
-        turned = with_ties_reversed(self._dataset, self._parts.protocol)
-        rows = []
-        for name in self._fit_names():
-            source = self._fit.build(name)
-            values = [
-                ndcg_of(source, self._data(parts), parts.test) for parts in (self._parts, turned)
-            ]
-            rows.append((name, *(f"{value:.4f}" for value in values)))
-        columns = ("source", f"NDCG@{K}", "with the order of ties reversed")
+        each = each_ndcg(Pipeline.load(self._pipeline), self._dataset, self._parts, self._fit)
+        rows = [(name, *(f"{value:.4f}" for value in values)) for name, *values in each]
+        columns = ("system", f"NDCG@{K}", "with the order of ties reversed")
         return f"{text}\n{table(columns, rows)}"
 
-    def _fit_names(self) -> list[str]:
-        """Sources that need no vectors of histories, which do not know the order of ties anyway."""
-        names = Pipeline.load(self._pipeline, stages=frozenset()).config.sources
-        return [name for name in names if name != "semantic"]
-
     def _data(self, parts: Split) -> TrainingData:
-        return TrainingData(
-            self._dataset.catalogue, parts.train, has_timestamps=self._dataset.info.has_timestamps
-        )
+        return training_data(self._fit, self._dataset, parts)
+
+
+def fit_config(config: RankingBenchmark, folder: Path, protocol: Protocol) -> FitConfig:
+    """What the sources are fitted with: the settings that are given, on this split.
+
+    Raises:
+        ConfigError: a setting is wrong or unknown.
+    """
+    words = [] if config.settings is None else ["--config", str(config.settings)]
+    places = {"dataset": folder / "dataset", "pipeline": folder / protocol / "pipeline"}
+    for flag, value in (*places.items(), ("protocol", protocol)):
+        words += [f"--{flag}", str(value)]
+    given = parse(FitConfig, words)
+    update: dict[str, object] = {"slow_sources": config.slow_sources, "prepare": False}
+    if config.sources is not None:
+        update["sources"] = config.sources
+    return given.model_copy(update=update)
+
+
+def _took(fit: Fit | None) -> tuple[str, str]:
+    return ("", "") if fit is None else (f"{fit.seconds:.1f}", f"{fit.peak_mib:,.0f}")
+
+
+def _lost(each: LeftOut) -> tuple[str, ...]:
+    lost = each.lost.difference
+    return (
+        each.name,
+        "" if each.weight is None else f"{each.weight:.2f}",
+        f"{lost.mean:+.4f} [{lost.low:+.4f}, {lost.high:+.4f}]",
+        f"{each.lost.p_value:.3f}",
+    )
 
 
 def _sentence(found: Comparison) -> str:
@@ -280,14 +351,15 @@ def measure(config: RankingBenchmark) -> Path:
     name = config.data.resolve().name
     folder = config.out / name
     machine = describe()
+    fits = [fit_config(config, folder, protocol) for protocol in config.protocols]
     ingest(IngestConfig(raw=config.data, out=folder / "dataset"))
     dataset = Dataset.open(folder / "dataset")
     sections = []
-    for protocol in config.protocols:
-        if protocol is Protocol.GLOBAL_TIME and not dataset.info.has_timestamps:
-            sections.append(f"## {protocol.capitalize()}\n\nThe data have no timestamps.\n")
+    for each in fits:
+        if each.protocol is Protocol.GLOBAL_TIME and not dataset.info.has_timestamps:
+            sections.append(f"## {each.protocol.capitalize()}\n\nThe data have no timestamps.\n")
             continue
-        sections.append(Bench(config, dataset, protocol).run())
+        sections.append(Bench(config, dataset, each).run())
     head = (
         f"# Ranking on {name}, {today()}\n\n{machine}\n\n"
         f"`{command_of('benchmarks.ranking', config)}`; "

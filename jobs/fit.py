@@ -144,7 +144,6 @@ def fit(config: FitConfig) -> dict[str, float]:
     prepare(config, dataset, parts)
     if config.prepare:
         return {}
-    vectors = config.pipeline / "vectors.npy"
     names = _names(config, parts)
     if config.num_workers > 1 and "sasrec" not in names:
         warnings.warn(
@@ -152,21 +151,32 @@ def fit(config: FitConfig) -> dict[str, float]:
             "--slow-sources or name it in --sources",
             stacklevel=2,
         )
-    data = TrainingData(
+    data = training_data(config, dataset, parts)
+    seconds = {}
+    with bar("fitting sources", len(names)) as advance:
+        for name in names:
+            seconds[name] = fit_source(config, name, data)
+            advance(note=name)
+    return seconds
+
+
+def training_data(config: FitConfig, dataset: Dataset, parts: Split) -> TrainingData:
+    """What the sources learn from: the training part, and the vectors that jobs.embed left."""
+    vectors = config.pipeline / "vectors.npy"
+    return TrainingData(
         catalogue=dataset.catalogue,
         histories=parts.train,
         has_timestamps=dataset.info.has_timestamps,
         item_vectors=np.load(vectors, mmap_mode="r") if vectors.is_file() else None,
         history_vectors=lambda count: _history_vectors(config, dataset.catalogue, parts, count),
     )
-    seconds = {}
-    with bar("fitting sources", len(names)) as advance:
-        for name in names:
-            start = time.perf_counter()
-            install(config.pipeline, name, _fitted(config, config.build(name), data), forget_lists)
-            seconds[name] = time.perf_counter() - start
-            advance(note=name)
-    return seconds
+
+
+def fit_source(config: FitConfig, name: str, data: TrainingData) -> float:
+    """Fit the source ``name`` and put it into the pipeline directory; seconds that it took."""
+    start = time.perf_counter()
+    install(config.pipeline, name, _fitted(config, config.build(name), data), forget_lists)
+    return time.perf_counter() - start
 
 
 def _fitted(config: FitConfig, source: Source, data: TrainingData) -> Callable[[Path], None]:

@@ -12,6 +12,7 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.harness.fits import Fit
 from benchmarks.harness.tables import spread
 from fusionrec.data.splits import Split
 from fusionrec.errors import ServingError
@@ -35,7 +36,7 @@ class Peer:
     """What became of one of its models."""
 
     measured: Measured
-    fit_s: float
+    fit: Fit
     epochs_s: tuple[float, ...]
     """Seconds of each epoch; of EASE, of its one fit."""
 
@@ -86,15 +87,16 @@ def _peer(name: str, parts: Split, material: Path, out: Path, minutes: float, se
         passes = f", {len(spent)} epochs" if name == "SASRec" else ""
         meter = ListMeter(f"RecBole {name}{passes}", Kind.RUN, parts.test, DEPTH, 10)
         meter.add(found["items"], found["scores"], float(found["seconds"]))
-    return Peer(meter.measured(), sum(spent), spent)
+        fit = Fit(sum(spent), float(found["before_mib"]), float(found["peak_mib"]))
+    return Peer(meter.measured(), fit, spent)
 
 
-def epochs_told(theirs_s: tuple[float, ...], data: TrainingData) -> str:
+def epochs_told(theirs_s: tuple[float, ...], data: TrainingData, config: SASRecConfig) -> str:
     """How long an epoch takes theirs, and ours over the same events, one after the other."""
     from fusionrec.sources.epochs import Training
     from fusionrec.sources.sequential.training import SequentialLearner
 
-    training = Training(SequentialLearner(data, SASRecConfig()), SASRecConfig())
+    training = Training(SequentialLearner(data, config), config)
     ours_s = []
     for _ in range(EPOCHS):
         began = time.perf_counter()

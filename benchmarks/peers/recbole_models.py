@@ -25,6 +25,7 @@ from recbole.data.interaction import Interaction
 from recbole.data.utils import get_dataloader
 from recbole.utils import get_model, get_trainer, init_seed
 
+from benchmarks.harness.memory import peak_mib
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.histories import CodeArray, FloatArray, Histories
 from jobs.entry import run
@@ -155,9 +156,11 @@ def main() -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     sys.argv = sys.argv[:1]  # RecBole reads it, too
     os.chdir(config.out)  # where it leaves its logs
+    memory = {"before_mib": peak_mib()}
     model, dataset, spent = fitted(config.model_copy(update={"out": Path()}), train)
+    memory["peak_mib"] = peak_mib()
     items, scores, seconds = listed(model, dataset, asked, config.depth)
-    np.savez("lists.npz", items=items, scores=scores, spent_s=spent, seconds=seconds)
+    np.savez("lists.npz", items=items, scores=scores, spent_s=spent, seconds=seconds, **memory)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,40 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from benchmarks.harness import recbole
-from benchmarks.harness.ranking import ablation, audit, peers, with_ties_reversed
+from benchmarks.harness.ablation import Ablation
+from benchmarks.harness.audit import audit, each_ndcg, with_ties_reversed, works
+from benchmarks.harness.fits import fit_each
+from benchmarks.harness.memory import alone, peak_mib
+from benchmarks.harness.ranking import MODELS, peer
+from benchmarks.ranking import RankingBenchmark, fit_config
+from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset, DatasetInfo, Events
 from fusionrec.data.histories import Histories
 from fusionrec.data.splits import Cases, Protocol, split
-from fusionrec.evaluation.metrics import METRICS
+from fusionrec.data.text import item_texts
+from fusionrec.errors import ConfigError
+from fusionrec.evaluation.metrics import METRICS, ndcg
+from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.evaluation.significance import BootstrapConfig
 from fusionrec.fusion.candidates import Candidates
+from fusionrec.fusion.features import ItemStatistics
+from fusionrec.fusion.lambdarank import LambdaRank, LambdaRankConfig
 from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.language.encoder import Encoder
+from fusionrec.serving.pipeline import Pipeline
+from fusionrec.sources.popularity import Popularity
 from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.sequential.config import SASRecConfig
+from jobs.fit import FitConfig, fit
 
 
-def dataset(users: list[int], items: list[int], times: list[int]) -> Any:
+def dataset(
+    users: list[int], items: list[int], times: list[int], titles: tuple[str, ...] = ()
+) -> Any:
     events = Events(
         users=np.array(users, np.int32),
         items=np.array(items, np.int32),
@@ -37,7 +56,21 @@ def dataset(users: list[int], items: list[int], times: list[int]) -> Any:
         num_users=len(events.user_ids),
         num_items=max(items) + 1,
     )
-    return SimpleNamespace(events=events, info=info)
+    table = catalogue(titles or ("",) * info.num_items).to_table()
+    return SimpleNamespace(
+        events=events, info=info, items=table, catalogue=Catalogue.from_table(table)
+    )
+
+
+def catalogue(titles: tuple[str, ...], texts: tuple[str, ...] = ()) -> Catalogue:
+    count = len(titles)
+    return Catalogue(
+        item_ids=tuple(map(str, range(count))),
+        titles=titles,
+        texts=texts or ("",) * count,
+        categories=((),) * count,
+        domains=("",) * count,
+    )
 
 
 def test_the_audit_counts_ties_repetitions_and_cold_items():
@@ -53,6 +86,31 @@ def test_the_audit_counts_ties_repetitions_and_cold_items():
     assert found.cold_targets == pytest.approx(2 / 3)  # items 2 and 3
 
 
+def test_the_audit_counts_works_with_two_ids_and_what_is_no_target():
+    """Of twenty events the newest two are the test window."""
+    data = dataset(
+        users=[*([0] * 15), 1, 1, 1, 1, 1],
+        items=[*([2] * 15), 0, 3, 3, 1, 1],
+        times=list(range(20)),
+        titles=("Heat", " heat", "Ran", "Ikiru"),
+    )
+    found = audit(data, split(data, Protocol.GLOBAL_TIME))
+    assert (found.met_before, found.met_again) == (0, 1)
+    assert found.twin_items == 0.5
+    assert found.twin_targets == found.twins_met == 1
+    again = dataset([0] * 20, [*range(18), 0, 18], list(range(20)))
+    found = audit(again, split(again, Protocol.GLOBAL_TIME))
+    assert (found.met_before, found.met_again) == (1, 0)
+    assert found.twin_items == 0  # nothing is known of any
+
+
+def test_works_are_told_apart_by_their_year():
+    table = catalogue(("Heat", "Heat", "heat", "", ""), ("", "", "a", "A  b", "a b")).to_table()
+    table = table.append_column("year", pa.array([1986, 1995, 1995, 1995, 1995]))
+    data: Any = SimpleNamespace(items=table, catalogue=Catalogue.from_table(table))
+    assert works(data).tolist() == [0, 1, 1, 3, 3]
+
+
 def test_reversed_ties_change_targets_and_nothing_else():
     data = dataset(users=[0, 0, 0, 0], items=[0, 1, 2, 3], times=[1, 2, 3, 3])
     turned = with_ties_reversed(data, Protocol.LEAVE_ONE_OUT)
@@ -65,13 +123,62 @@ def test_reversed_ties_change_targets_and_nothing_else():
 def test_peers_find_what_goes_together_and_recommend_nothing_twice(synthetic: Dataset):
     parts = split(synthetic)
     before = parts.train.items.copy(), parts.test.histories.items.copy()
-    for found, fit_s in peers(parts, seed=0):
+    for name in MODELS:
+        found, took = peer(name, parts, seed=0)
         assert found.seen_items == 0, found.name
-        assert fit_s > 0
+        assert took.seconds > 0
         ndcg = METRICS["ndcg"](found.ranks, 10).mean()
         assert ndcg > 10 / parts.num_items, found.name  # chance finds k of I
     assert np.array_equal(parts.train.items, before[0])  # nobody has put them in another order
     assert np.array_equal(parts.test.histories.items, before[1])
+
+
+def test_memory_is_that_of_the_work_alone():
+    ours = peak_mib()
+    theirs = alone(_holding, 64)
+    assert theirs[1] - theirs[0] > 60
+    assert peak_mib() - ours < 60  # it was not here
+
+
+def _holding(mib: int) -> tuple[float, float]:
+    before = peak_mib()
+    held = np.ones(mib << 20, dtype=np.uint8)
+    return before, peak_mib() + 0 * float(held[0])
+
+
+def test_sources_are_fitted_one_by_one_with_the_settings_that_are_given(
+    synthetic: Dataset, tmp_path: Path
+):
+    path = tmp_path / "winner.yaml"
+    path.write_text("sources: [bm25]\npopularity: {half_life_days: 9}\ndataset: elsewhere")
+    config = RankingBenchmark(data=tmp_path, settings=path, sources=("popularity",))
+    settings = fit_config(config, tmp_path, Protocol.LEAVE_ONE_OUT)
+    settings = settings.model_copy(update={"dataset": synthetic.directory})
+    [(name, took)] = fit_each(settings).items()
+    assert name == "popularity"
+    assert 0 < took.before_mib <= took.peak_mib
+    place = tmp_path / "leave-one-out" / "pipeline" / "sources" / "popularity"
+    assert Popularity.load(place).config.half_life_days == 9
+    path.write_text("popularity: {half_life: 9}")
+    with pytest.raises(ConfigError, match=r"popularity.half_life is unknown"):
+        fit_config(config, tmp_path, Protocol.LEAVE_ONE_OUT)
+
+
+def test_what_ties_do_is_told_of_every_source_and_of_the_served_list(
+    synthetic: Dataset, tiny_encoder: Path, tmp_path: Path
+):
+    config = FitConfig(dataset=synthetic.directory, pipeline=tmp_path, sources=("semantic",))
+    encoder = Encoder.load(tiny_encoder)
+    encoder.save(tmp_path / "encoder")
+    np.save(tmp_path / "vectors.npy", encoder.encode(item_texts(synthetic.catalogue)))
+    config = config.model_copy(update={"sources": ("item-knn", "semantic")})
+    fit(config)
+    pipeline, parts = Pipeline.load(tmp_path), split(synthetic)
+    found = list(each_ndcg(pipeline, synthetic, parts, config))
+    assert [name for name, *_ in found] == ["item-knn", "semantic", "fused"]
+    assert all(0 < value < 1 for _, *values in found for value in values)
+    if not audit(synthetic, parts).tied_events:  # then there is nothing to turn around
+        assert all(ndcg == turned for _, ndcg, turned in found)
 
 
 @pytest.mark.slow
@@ -92,27 +199,27 @@ def test_recbole_learns_from_the_same_events_and_finds_what_goes_together(
 def test_epochs_are_told_over_the_same_events(synthetic: Dataset):
     parts = split(synthetic)
     data = TrainingData(synthetic.catalogue, parts.train, has_timestamps=True)
-    told = recbole.epochs_told((1e6, 2e6, 3e6), data)
+    told = recbole.epochs_told((1e6, 2e6, 3e6), data, SASRecConfig(width=8))
     assert f"over {len(parts.train.items):,} training events takes RecBole 2000000.0 [" in told
     assert told.endswith("0.000 of it. At most 0.1: held.\n")
-    assert recbole.epochs_told((1e-6,), data).endswith("missed.\n")
+    assert recbole.epochs_told((1e-6,), data, SASRecConfig(width=8)).endswith("missed.\n")
 
 
-def test_what_is_lost_without_a_source():
+def problem(cases: int = 60) -> tuple[Any, Any, Any, Any]:
     """The first source knows the target, the second knows it of short histories, the third not."""
-    cases = 60
     generator = np.random.default_rng(0)
     items = np.tile(np.arange(20, dtype=np.int32), (cases, 1))
     targets, lengths = generator.integers(0, 20, cases), np.repeat([1, 2], cases // 2)
     scores = generator.random((3, cases, 20), dtype=np.float32)
     scores[0, np.arange(cases), targets] += 1
-    scores[1, np.arange(30), targets[:30]] += 1
+    scores[1, np.arange(cases // 2), targets[: cases // 2]] += 1
     found = Candidates(items, scores, lengths)
     histories = Histories.of([[0] * length for length in lengths])
     part = Cases(np.arange(cases), histories, Histories.of([[target] for target in targets]))
     sources = ("knows", "short", "noise")
     pipeline: Any = SimpleNamespace(
         item_counts=np.ones(20, np.int64),
+        learned=None,
         fusion=Fusion(
             sources=sources,
             scales=dict.fromkeys(sources, 1.0),
@@ -124,9 +231,15 @@ def test_what_is_lost_without_a_source():
         embed=lambda histories: histories,
         candidates=lambda histories: found.take(np.arange(len(histories))),
     )
-    parts: Any = SimpleNamespace(validation=part, test=part)
-    left_out = ablation(pipeline, parts, BootstrapConfig(draws=200))
-    assert [each.source for each in left_out] == list(sources)
+    return pipeline, SimpleNamespace(validation=part, test=part), scores, targets
+
+
+def test_what_is_lost_without_a_source():
+    pipeline, parts, scores, targets = problem()
+    sources, cases = pipeline.fusion.sources, len(targets)
+    ablation = Ablation(pipeline, parts, BootstrapConfig(draws=200))
+    left_out = ablation.without_each({name: (name,) for name in sources})
+    assert [each.name for each in left_out] == list(sources)
     # Those served, of which each half of the cases has one: (0.75, 0.25, 0.125).
     assert [each.weight for each in left_out] == pytest.approx([1, 1 / 3, 1 / 6])
     knows, short, noise = (each.lost for each in left_out)
@@ -137,3 +250,35 @@ def test_what_is_lost_without_a_source():
     assert knows.difference.low > 0.2  # half of the cases have no other that knows
     assert short.difference.mean == pytest.approx(0, abs=0.01)
     assert noise.difference.mean <= 0
+
+
+def test_trees_are_grown_anew_without_what_is_left_out():
+    pipeline, parts, _, _ = problem(240)
+    fusion, part = pipeline.fusion, parts.test
+    items = ItemStatistics(pipeline.item_counts, None)
+    newest = np.zeros(len(part), dtype=np.int64)
+    found = pipeline.candidates(part.histories)
+    pipeline.learned = LambdaRank.fit(
+        fusion, found, part.targets, newest, items, LambdaRankConfig(depth=20), seed=0
+    )
+    ablation = Ablation(pipeline, parts, BootstrapConfig(draws=200))
+    groups = {"noise": ("noise",), "both": ("knows", "short")}
+    noise, both = ablation.without_each(groups)
+    lists = pipeline.learned.fuse(found, newest, pipeline.item_counts == 0)
+    served = ndcg(list_ranks(lists.items, lists.scores, part.targets), 10).mean()
+    assert noise.lost.mean_a == both.lost.mean_a == pytest.approx(served)
+    assert (noise.weight, both.weight) == (pytest.approx(1 / 6), None)
+    assert both.lost.difference.low > 0.3  # noise alone is left
+    assert abs(noise.lost.difference.mean) < 0.1
+    pipeline.config = SimpleNamespace(sources=("short", "noise"))
+    others = SimpleNamespace(**{**vars(pipeline), "candidates": _of(found, [1, 2])})
+    [instead] = ablation.instead(others, {"a model": ("short", "noise")})
+    [alone_] = ablation.without_each({"knows": ("knows",)})
+    assert instead.lost.mean_b == alone_.lost.mean_b  # the same scores in their place
+
+
+def _of(found: Candidates, sources: list[int]) -> Any:
+    scores = found.scores[sources]
+    return lambda histories: Candidates(
+        found.items[: len(histories)], scores[:, : len(histories)], histories.lengths
+    )

@@ -43,7 +43,7 @@ class Releases:
         Raises:
             DataError: the column ``released`` holds no times.
         """
-        times = _stated(dataset)
+        times = stated(dataset)
         if dataset.info.has_timestamps:
             first = np.full(len(times), _UNKNOWN, dtype=np.int64)
             np.minimum.at(first, train.items, train.timestamps)
@@ -76,7 +76,7 @@ class Releases:
         np.savez(path, times=self.times, newest=np.int64(self.newest))
 
 
-def _stated(dataset: Dataset) -> IntArray:
+def stated(dataset: Dataset) -> IntArray:
     """[I] what the catalogue says."""
     table = dataset.items
     times = np.full(len(table), _UNKNOWN, dtype=np.int64)

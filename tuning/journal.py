@@ -1,8 +1,10 @@
 """The journal of a search: an Optuna study on disk that a killed driver goes on from.
 
-Every line is appended whole and flushed to disk before the search goes on: what a trial is asked
-and what came of it. Opened again, a line that a crash cut short is taken away, and a trial that was
-under way when the driver died is asked again, once, with the same parameters.
+Every line is appended whole and handed to the system before the search goes on: what a trial is
+asked and what came of it, so that nothing is lost with the process. What came of a trial is on disk
+before the next is proposed, and so is all before it: a machine that loses power may forget what was
+under way. Opened again, a line that a crash cut short is taken away, and a trial that was under way
+is asked again, once, with the same parameters.
 
 A campaign's directory belongs to one process at a time; the lock goes with the process, however it
 ends.
@@ -13,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -30,6 +32,27 @@ from fusionrec.errors import ConfigError
 JOURNAL = "journal.log"
 AGAIN = "again"
 """Attribute of a trial: the number of the interrupted one that it takes the place of."""
+
+
+class _Lines(BaseJournalBackend):
+    """Lines in a file that one process writes. Optuna's own waits for the disk after each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = JournalFileBackend(str(path))
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        """The lines from this number on."""
+        return self._read.read_logs(log_number_from)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write; wait for the disk once something came of a trial."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with self._path.open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            if any("values" in log for log in logs):
+                os.fsync(file.fileno())
 
 
 @contextmanager
@@ -95,7 +118,7 @@ def open_study(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / JOURNAL
     _mend(path)
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    storage = JournalStorage(_Lines(path))
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -111,7 +134,6 @@ def open_study(
 
 def _mend(path: Path) -> None:
     """Take away what a process that died while it wrote may have left."""
-    Path(f"{path}.lock").unlink(missing_ok=True)
     if path.is_file():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1

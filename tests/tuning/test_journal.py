@@ -1,4 +1,5 @@
 import json
+import os
 
 import optuna
 import pytest
@@ -52,10 +53,26 @@ def test_a_line_that_a_crash_cut_short_is_taken_away(tmp_path):
     study.tell(study.ask(SPACE), 1.0)
     with (tmp_path / JOURNAL).open("ab") as journal:
         journal.write(b'{"op_code":4,"worker')
-    (tmp_path / f"{JOURNAL}.lock").symlink_to("journal.log")  # its owner is dead
     study = opened(tmp_path)
     study.tell(study.ask(SPACE), 0.5)
     assert [trial.value for trial in ended(opened(tmp_path))] == [1.0, 0.5]
+
+
+def test_the_disk_has_a_value_before_the_next_trial_is_asked(tmp_path, monkeypatch):
+    """And is waited for once a trial, not once a line of it."""
+    study = opened(tmp_path)
+    study.ask(SPACE)
+    on_disk, sync = [], os.fsync
+
+    def synced(descriptor):
+        sync(descriptor)
+        on_disk.append((tmp_path / JOURNAL).read_bytes())
+
+    monkeypatch.setattr("tuning.journal.os.fsync", synced)
+    for _ in range(3):
+        study.tell(study.ask({"x": SPACE["x"], "y": SPACE["x"], "z": SPACE["x"]}), 1.0)
+        assert on_disk[-1] == (tmp_path / JOURNAL).read_bytes()
+    assert len(on_disk) == 3
 
 
 def test_a_directory_has_one_owner(tmp_path):

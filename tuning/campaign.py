@@ -58,8 +58,6 @@ from tuning.sources import campaign as search_sources
 
 BLOCK = 256
 """Histories that travel through the pipeline together."""
-FRONT_SHARE = 0.2
-"""Of the minutes, where a front is searched; the sources have the rest."""
 
 
 class CampaignStage(StrEnum):
@@ -70,6 +68,10 @@ class CampaignStage(StrEnum):
     FUSION = "fusion"
     PARETO = "pareto"
     RERANKING = "reranking"
+
+
+SHARES = {CampaignStage.FINETUNE: 2, CampaignStage.SOURCES: 4, CampaignStage.PARETO: 1}
+"""Of the minutes, what each search that takes long gets in proportion to the others."""
 
 
 class FusionSettings(Config):
@@ -102,8 +104,10 @@ class CampaignConfig(JobConfig):
     stages: tuple[CampaignStage, ...] = (CampaignStage.SOURCES, CampaignStage.FUSION)
     """Any of finetune, sources, fusion, pareto and reranking; they run in this order."""
     minutes: float | None = Field(default=None, gt=0)
-    """Time for the searches of sources and front, earlier starts included; what is left is shared
-    by the searches to come. Default: until their trials are done."""
+    """Time for the searches of the encoder's fine-tuning, the sources and the front together,
+    earlier starts included, shared two to four to one; finetune.minutes is taken off first. Their
+    last fits, fusion and reranking are bounded by cases and trials, and come on top. Default: until
+    the trials are done."""
     finetune: FinetuneSettings = FinetuneSettings()
     sources: SourcesSettings = SourcesSettings()
     fusion: FusionSettings = FusionSettings()
@@ -127,6 +131,7 @@ def campaign(config: CampaignConfig) -> report.CampaignReport:
     Raises:
         ConfigError: a setting contradicts the pipeline, or the campaign in ``out`` is another.
     """
+    minutes_of(config)
     if not config.stages:
         raise ConfigError(
             f"setting stages is empty: name any of {', '.join(CampaignStage)} under stages"
@@ -163,6 +168,29 @@ def campaign(config: CampaignConfig) -> report.CampaignReport:
     return found
 
 
+def minutes_of(config: CampaignConfig) -> dict[CampaignStage, float | None]:
+    """Minutes of each of the stages that are timed; None: until its trials are done.
+
+    Raises:
+        ConfigError: one stage is given more than all have.
+    """
+    given, total = config.finetune.minutes, config.minutes
+    timed: dict[CampaignStage, float | None] = {s: None for s in SHARES if s in config.stages}
+    if CampaignStage.FINETUNE in timed:
+        timed[CampaignStage.FINETUNE] = given
+    if total is None:
+        return timed
+    taken = sum(filter(None, timed.values()))
+    others = [stage for stage, minutes in timed.items() if minutes is None]
+    if taken > total or (others and taken == total):
+        raise ConfigError(
+            f"setting finetune.minutes = {given:g} leaves nothing of minutes = {total:g} for the "
+            "other searches: give it less, or more in all"
+        )
+    parts = sum(SHARES[stage] for stage in others)
+    return timed | {stage: (total - taken) * SHARES[stage] / parts for stage in others}
+
+
 def _stages(config: CampaignConfig) -> tuple[Winner, ...]:
     """Each stage in its order; returns what came of each source."""
     names = ("pipeline", "dataset", "seed", "k")
@@ -182,10 +210,8 @@ def _stages(config: CampaignConfig) -> tuple[Winner, ...]:
         _mark(config, CampaignStage.FUSION)
     if _to_do(config, CampaignStage.PARETO):
         settings = {**config.pareto.model_dump(), "workers": config.workers}
-        minutes = config.minutes and FRONT_SHARE * config.minutes
-        search_front(
-            ParetoCampaign(**common, **settings, minutes=minutes, out=config.out / "pareto")
-        )
+        settings["minutes"] = minutes_of(config)[CampaignStage.PARETO]
+        search_front(ParetoCampaign(**common, **settings, out=config.out / "pareto"))
         _mark(config, CampaignStage.PARETO)
     if _to_do(config, CampaignStage.RERANKING):
         weigh(RerankingCampaign(**common, **config.reranking.model_dump()))
@@ -194,8 +220,9 @@ def _stages(config: CampaignConfig) -> tuple[Winner, ...]:
 
 
 def _finetune_campaign(config: CampaignConfig) -> FinetuneCampaign:
+    minutes = minutes_of(config).get(CampaignStage.FINETUNE)
     return FinetuneCampaign(
-        **config.finetune.model_dump(),
+        **{**config.finetune.model_dump(), "minutes": minutes},
         **{name: getattr(config, name) for name in ("pipeline", "dataset", "seed", "k")},
         out=config.out / CampaignStage.FINETUNE,
         workers=config.workers,
@@ -203,12 +230,11 @@ def _finetune_campaign(config: CampaignConfig) -> FinetuneCampaign:
 
 
 def _source_campaign(config: CampaignConfig) -> SourcesCampaign:
-    share = 1 - FRONT_SHARE if CampaignStage.PARETO in config.stages else 1.0
     return SourcesCampaign(
         **config.sources.model_dump(),
         **{name: getattr(config, name) for name in ("pipeline", "dataset", "seed", "k")},
         out=config.out / "sources",
-        minutes=config.minutes and share * config.minutes,
+        minutes=minutes_of(config)[CampaignStage.SOURCES],
         workers=config.workers,
         cpus=config.cpus,
     )

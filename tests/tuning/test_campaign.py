@@ -18,7 +18,7 @@ from fusionrec.errors import ConfigError
 from fusionrec.evaluation.significance import Estimate
 from fusionrec.serving.pipeline import Pipeline
 from jobs.fit import FitConfig, fit
-from tuning.campaign import CampaignConfig, campaign
+from tuning.campaign import CampaignConfig, campaign, minutes_of
 from tuning.report import CampaignReport, html
 
 SETTINGS = {
@@ -162,6 +162,10 @@ def test_the_commands_of_the_report_make_the_winner_anew(done):
         ({"stages": []}, r"setting stages is empty: name any of finetune, sources, fusion"),
         ({"stages": ["sources"]}, r"stages names sources without fusion"),
         ({"stages": ["fusion", "reranking"]}, r"names reranking, but .* has no reranker"),
+        (
+            {"minutes": 60, "stages": ["finetune", "fusion"], "finetune": {"minutes": 90}},
+            r"finetune\.minutes = 90 leaves nothing of minutes = 60 .* give it less",
+        ),
         ({"sources": {"names": ["itemknn"]}}, r"names = 'itemknn' is no source .* among"),
     ],
 )
@@ -170,6 +174,28 @@ def test_a_mistake_in_the_yaml_gets_one_sentence(written, change, message):
     with pytest.raises(ConfigError, match=message) as found:
         campaign(parse(CampaignConfig, ["--config", str(written)]))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "minutes"),
+    [
+        ({}, {"sources": None, "pareto": None}),
+        ({"minutes": 60}, {"sources": 48, "pareto": 12}),
+        ({"minutes": 60, "stages": ["fusion", "pareto"]}, {"pareto": 60}),
+        (
+            {"minutes": 70, "stages": ["finetune", "sources", "fusion", "pareto"]},
+            {"finetune": 20, "sources": 40, "pareto": 10},
+        ),
+        (
+            {"minutes": 60, "stages": ["finetune", "fusion", "pareto"], "finetune": {"minutes": 6}},
+            {"finetune": 6, "pareto": 54},
+        ),
+        ({"stages": ["finetune", "fusion"], "finetune": {"minutes": 6}}, {"finetune": 6}),
+    ],
+)
+def test_minutes_are_shared_by_the_searches_that_take_long(written, change, minutes):
+    written.write_text(yaml.safe_dump({**yaml.safe_load(written.read_text()), **change}))
+    assert minutes_of(parse(CampaignConfig, ["--config", str(written)])) == minutes
 
 
 def test_a_file_that_is_no_yaml_is_named(written):
@@ -195,14 +221,17 @@ def with_a_value(out, name):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_campaign_loses_and_repeats_no_trial(ray_cluster, written, tmp_path, monkeypatch):
-    """Killed in its first search and in its last."""
+    """Stopped in its first search, as `ray job stop` does it, and killed in its last."""
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address_info["address"])
     out = tmp_path / "out"
     wanted = {"transitions": 16, "bm25": 16, "fusion": 12, "pareto": 16}
     command = [sys.executable, "-m", "tuning.campaign", "--config", str(written)]
     command += ["--sources.trials", "16", "--pareto.trials", "16"]
     known = {}
-    for name, count in (("transitions", 2), ("pareto", 2)):
+    for name, count, how in (
+        ("transitions", 2, signal.SIGTERM),
+        ("pareto", 2, signal.SIGKILL),
+    ):
         with (tmp_path / "log").open("w") as log:
             driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 240
@@ -210,8 +239,8 @@ def test_a_killed_campaign_loses_and_repeats_no_trial(ray_cluster, written, tmp_
             assert driver.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
+        os.kill(driver.pid, how)
+        assert driver.wait(timeout=60) != 0
         now = {each: with_a_value(out, each) for each in wanted}
         assert len(now[name]) < wanted[name], f"{name} was over before it could be killed"
         for each, trials in known.items():

@@ -45,11 +45,12 @@ from tuning import history, report
 from tuning.finetune import FinetuneCampaign, FinetuneSettings
 from tuning.finetune import campaign as search_encoder
 from tuning.finetune import material as encoder_data
+from tuning.front import FRONT, Front
 from tuning.fusion import FusionCampaign
 from tuning.fusion import campaign as search_fusion
 from tuning.journal import claim, owned
 from tuning.learned import FusionModel
-from tuning.pareto import FRONT, Front, ParetoCampaign, ParetoSettings
+from tuning.pareto import ParetoCampaign, ParetoSettings
 from tuning.pareto import campaign as search_front
 from tuning.reranking import RerankingCampaign, weigh
 from tuning.search import fit

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from fusionrec.evaluation.svg import grid, svg, text, ticks
+from tuning.front import Front
 from tuning.history import SearchHistory
-from tuning.pareto import Front
 
 LEFT, RIGHT, TOP, BOTTOM = 70, 880, 24, 250
 

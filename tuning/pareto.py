@@ -1,7 +1,8 @@
 """Search the trade between NDCG, diversity, coverage and latency.
 
 What is searched is the trust in each source, a factor on its weights, and how diverse lists are
-made: the weights of that, and the cap per category.
+made: the weights of that, the cap per category, and how much of the
+prices is paid that keep every item within ``--max-exposure`` of the lists.
 
 NSGA-II (Deb et al., IEEE TEC 2002) proposes; what no other point beats in everything is the front.
 The chosen point is the one of the front that lies nearest to having the best of everything, among
@@ -19,7 +20,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,18 +35,23 @@ from rich.table import Table
 from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import Config, JobConfig, parse
 from fusionrec.data.dataset import Dataset
+from fusionrec.data.histories import FloatArray, Histories
 from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError
+from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.diversity import DIVERSITY, Diversity, DiversityConfig, ItemCategories
-from fusionrec.fusion.model import LAMBDARANK, Fusion
+from fusionrec.fusion.model import LAMBDARANK, Fusion, fuse
 from fusionrec.progress import bar, console
 from fusionrec.serving.pipeline import Pipeline, PipelineConfig, Stage, read_config
 from jobs.entry import run
+from tuning.diversity import priced
+from tuning.front import FRONT, Front, Point, choose
 from tuning.journal import claim, owned, write_json
 from tuning.search import Search, run_search
 from tuning.tradeoff import (
     CAP,
+    EXPOSURE,
     MOST,
     SPREAD_MOST,
     TRUST,
@@ -55,7 +62,8 @@ from tuning.tradeoff import (
     weighed,
 )
 
-FRONT = "front.json"
+PRICES = "prices.npy"
+"""What an item pays for its exposure at every point of a search, in ``--out``."""
 COST_CASES = 50
 """Histories that the sources are timed on."""
 
@@ -69,6 +77,10 @@ class ParetoSettings(Config):
     """Validation cases to measure on; more are sampled."""
     max_loss: float = Field(default=0.01, ge=0, lt=1)
     """Share of the best NDCG that the chosen point may give up for the rest."""
+    max_exposure: float | None = Field(default=None, gt=0, le=1)
+    """Share of the lists that an item may be in: the prices that keep it are found when the search
+    begins, and how much of them is paid is traded. Default: the share that the pipeline has, if
+    any."""
 
 
 class ParetoCampaign(JobConfig, ParetoSettings):  # type: ignore[misc]
@@ -88,39 +100,6 @@ class ParetoCampaign(JobConfig, ParetoSettings):  # type: ignore[misc]
     """Length of the lists that are measured."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampler and of the sample of cases."""
-
-
-class Point(Config):
-    """One point of the front."""
-
-    number: int
-    """Of its trial; 0 is the fusion as it was."""
-    params: dict[str, float]
-    """``trust.SOURCE``: factor on its weights; ``diversity.NAME``: of ``diversity.json``, where a
-    cap per category of all places is none."""
-    values: dict[str, float]
-    """Metric → value on the validation cases."""
-
-
-class Front(Config):
-    """What a search of the front found."""
-
-    start: Point
-    """The fusion as it was, whether it is on the front or not."""
-    points: tuple[Point, ...]
-    """By descending NDCG."""
-    chosen: int
-    """Number of the chosen point."""
-    max_loss: float
-    num_cases: int
-    num_trials: int
-    cost_ms: dict[str, float]
-    """What each source, and the diversity of lists, takes for one history."""
-
-    @property
-    def point(self) -> Point:
-        """The chosen point."""
-        return next(each for each in self.points if each.number == self.chosen)
 
 
 class ParetoTrial(tune.Trainable):
@@ -158,6 +137,7 @@ def campaign(config: ParetoCampaign) -> Front:
     dataset = Dataset.open(config.dataset)
     now = read_config(config.pipeline)
     now.refuse_other_data(dataset, config.pipeline)
+    _refuse_other_share(config)
     if (config.pipeline / LAMBDARANK).is_dir():
         raise ConfigError(
             f"--pipeline {config.pipeline} has trees over its weights, which only they were grown "
@@ -171,8 +151,26 @@ def campaign(config: ParetoCampaign) -> Front:
         else:
             front = _search(config, dataset, begun)
             write_json(path, front.model_dump(mode="json"))
-        _install(config.pipeline, dataset, begun, front)
+        _install(config.pipeline, dataset, begun, front, config.out / PRICES)
     return front
+
+
+def _refuse_other_share(config: ParetoCampaign) -> None:
+    known = _settings(config.pipeline).max_exposure
+    if (config.out / FRONT).is_file() or config.max_exposure in (None, known) or known is None:
+        return
+    raise ConfigError(
+        f"setting max_exposure = {config.max_exposure:g} is not the {known:g} that the diversity "
+        f"of {config.pipeline} has prices for: leave it out, or remove its {DIVERSITY}/"
+    )
+
+
+def _settings(pipeline: Path) -> DiversityConfig:
+    """The diversity that the pipeline's lists have."""
+    path = pipeline / DIVERSITY / "diversity.json"
+    if not path.is_file():
+        return DiversityConfig()
+    return DiversityConfig.model_validate_json(path.read_bytes())
 
 
 class Begun(Config):
@@ -201,10 +199,10 @@ def _begun(config: ParetoCampaign, pipeline: PipelineConfig) -> Begun:
         ConfigError: it has neither that nor the chosen point.
     """
     fusion = Fusion.load(config.pipeline / "fusion.json")
-    settings = config.pipeline / DIVERSITY / "diversity.json"
-    diversity = DiversityConfig()
-    if settings.is_file():
-        diversity = DiversityConfig.model_validate_json(settings.read_bytes())
+    diversity = _settings(config.pipeline)
+    if config.max_exposure is not None and not diversity.caps_exposure:
+        update = {"max_exposure": config.max_exposure, "exposure": 0.0}
+        diversity = diversity.model_copy(update=update)
     now = Begun(fusion=fusion, pipeline=pipeline, diversity=diversity)
     path = config.out / "campaign.json"
     if path.is_file() and (config.out / FRONT).is_file():
@@ -212,7 +210,7 @@ def _begun(config: ParetoCampaign, pipeline: PipelineConfig) -> Begun:
         front = Front.model_validate_json((config.out / FRONT).read_bytes())
         if fusion in (known.fusion, known.at(front.point).fusion):
             now = known
-    names = ("k", "seed", "max_cases")
+    names = ("k", "seed", "max_cases", "max_exposure")
     request = {name: getattr(config, name) for name in names}
     claim(config.out, {"begun": now.model_dump(mode="json"), **request})
     return now
@@ -225,12 +223,12 @@ def _search(config: ParetoCampaign, dataset: Dataset, begun: Begun) -> Front:
         chosen = generator.choice(len(cases), config.max_cases, replace=False)
         cases = cases.take(np.sort(chosen))
     pipeline = Pipeline.load(config.pipeline, stages=frozenset({Stage.EMBEDDER, Stage.RETRIEVER}))
-    diversity = _diversity(config.pipeline, dataset, begun.diversity)
     with bar("scoring the validation cases", None):
         histories = pipeline.embed(cases.histories)
         candidates, proposed = collect(
             pipeline.sources, histories, begun.pipeline.candidates, pipeline.rules
         )
+        diversity = _with_prices(config, dataset, begun, cases.histories, candidates)
         some = cases.histories.slice(0, min(COST_CASES, len(cases)))
         # Noted: a campaign that goes on must not measure by another clock.
         costs = _noted(config.out / "cost_ms.json", lambda: cost_ms(pipeline, some, diversity))
@@ -292,24 +290,6 @@ def _search(config: ParetoCampaign, dataset: Dataset, begun: Begun) -> Front:
     )
 
 
-def choose(
-    points: Sequence[Point], modes: dict[str, Literal["max", "min"]], max_loss: float
-) -> int:
-    """The number of the point nearest to the best of everything (Zeleny, 1973).
-
-    Each metric is scaled to 0 … 1 over ``points``, 1 the best; among the points whose NDCG is at
-    least (1 − max_loss) of the best, the least Euclidean distance to (1, …, 1) wins.
-    """
-    signs = np.array([1 if mode == "max" else -1 for mode in modes.values()])
-    values = signs * np.array([[point.values[name] for name in modes] for point in points])
-    low, high = values.min(axis=0), values.max(axis=0)
-    scaled = (values - low) / np.where(high > low, high - low, 1)
-    distance = np.linalg.norm(np.where(high > low, 1 - scaled, 0), axis=1)
-    quality = np.array([point.values["ndcg"] for point in points])
-    distance[quality < (1 - max_loss) * quality.max()] = np.inf
-    return min(zip(distance, (point.number for point in points), strict=True))[1]
-
-
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.NSGAIISampler(seed=seed, population_size=30)
 
@@ -318,7 +298,8 @@ def _distribution(name: str, value: float, diversity: Diversity) -> BaseDistribu
     """What a parameter may become that is ``value`` now."""
     if name == CAP:
         return IntDistribution(1, diversity.config.places)
-    return FloatDistribution(0, max(value, MOST if TRUST in name else SPREAD_MOST))
+    most = 1.0 if name == EXPOSURE else MOST if TRUST in name else SPREAD_MOST
+    return FloatDistribution(0, max(value, most))
 
 
 def _noted(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -328,25 +309,56 @@ def _noted(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, flo
     return found
 
 
-def _diversity(directory: Path, dataset: Dataset, config: DiversityConfig) -> Diversity:
-    """The term of ``config``, with the prices that the pipeline has, where it needs any."""
+def _diversity(
+    directory: Path, dataset: Dataset, config: DiversityConfig, prices: FloatArray | None
+) -> Diversity:
+    """The term of ``config``; ``prices`` [I] are those of its share of the lists."""
     counts = np.load(directory / "item_counts.npy", allow_pickle=False)
     releases = Releases.load(directory / RELEASES)
-    prices = None
-    if config.caps_exposure:
-        prices = Diversity.load(directory / DIVERSITY, counts, releases).prices
     categories = ItemCategories.of(dataset.catalogue.categories)
     return Diversity(config, categories, counts, releases, prices)
 
 
-def _install(directory: Path, dataset: Dataset, begun: Begun, front: Front) -> None:
+def _with_prices(
+    config: ParetoCampaign,
+    dataset: Dataset,
+    begun: Begun,
+    histories: Histories,
+    candidates: Candidates,
+) -> Diversity:
+    """The term that points are measured with; what an item pays is noted in ``out``.
+
+    It pays the pipeline's prices, or such as keep the campaign's share in the lists as they are.
+    """
+    path, settings = config.out / PRICES, begun.diversity
+    term = _diversity(config.pipeline, dataset, settings, None)
+    if settings.max_exposure is None:
+        return term
+    if not path.is_file():
+        if settings.caps_exposure:
+            place = config.pipeline / DIVERSITY
+            prices = Diversity.load(place, term.item_counts, term.releases).prices
+        else:
+            lists = fuse(begun.fusion, candidates, term.item_counts == 0)
+            prices = priced(term, [(histories, lists)], config.k).prices
+        with path.with_suffix(".tmp").open("wb") as file:
+            np.save(file, prices, allow_pickle=False)
+        path.with_suffix(".tmp").replace(path)
+    return replace(term, prices=np.load(path, allow_pickle=False))
+
+
+def _install(
+    directory: Path, dataset: Dataset, begun: Begun, front: Front, noted_prices: Path
+) -> None:
     """Leave the chosen point in the pipeline directory; done twice it is the same."""
     chosen = begun.at(front.point)
     chosen.fusion.save(directory / "fusion.json")
     if chosen.pipeline != read_config(directory):
         write_json(directory / "pipeline.json", chosen.pipeline.model_dump(mode="json"))
     if chosen.diversity.changes:
-        _diversity(directory, dataset, chosen.diversity).save(directory / DIVERSITY)
+        paid = chosen.diversity.caps_exposure
+        prices = np.load(noted_prices, allow_pickle=False) if paid else None
+        _diversity(directory, dataset, chosen.diversity, prices).save(directory / DIVERSITY)
     else:
         shutil.rmtree(directory / DIVERSITY, ignore_errors=True)
     forget_measurements(directory)

@@ -13,9 +13,9 @@ from fusionrec.data.splits import Protocol
 from fusionrec.evaluation.render import page
 from fusionrec.evaluation.significance import BootstrapConfig, Comparison
 from tuning import charts
+from tuning.front import Front
 from tuning.history import SearchHistory
 from tuning.journal import write_json
-from tuning.pareto import Front
 from tuning.sources import Winner
 
 

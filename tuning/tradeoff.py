@@ -32,6 +32,8 @@ TRUST, SPREAD = "trust.", "diversity."
 """What the names of a point's parameters begin with."""
 CAP = f"{SPREAD}max_per_category"
 """The parameter that is no weight: a whole number, as many as there are places for no cap."""
+EXPOSURE = f"{SPREAD}exposure"
+"""The factor on the prices of exposure: 1 keeps the share that they were found for."""
 OFF = 0.1
 """Trust below which a source is not asked."""
 MOST = 2.0

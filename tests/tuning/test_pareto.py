@@ -7,18 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import ndcg
 from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.fusion.diversity import Diversity, DiversityConfig, ItemCategories
-from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.fusion.exposure import exposures
+from fusionrec.fusion.model import Fusion, Segment, fuse
 from fusionrec.fusion.rules import Rules
 from fusionrec.retrieval.index import IndexConfig, build
 from fusionrec.serving.pipeline import Pipeline, read_config
 from fusionrec.sources.semantic import Semantic
-from tuning.pareto import Front, ParetoCampaign, Point, _diversity, campaign, choose
+from tuning.front import Front, Point, choose
+from tuning.pareto import ParetoCampaign, _begun, _install, _with_prices, campaign
 from tuning.tradeoff import Tradeoff, collect, cost_ms, diversified, weighed
 
 MODES = {"ndcg": "max", "latency_ms": "min"}
@@ -150,20 +151,46 @@ def test_what_the_pipeline_has_can_be_traded(tradeoff):
     assert priced.measure(start)["ndcg"] != free["ndcg"]
 
 
-def test_prices_outlive_a_search(tradeoff, fitted, synthetic, tmp_path):
+def test_a_cap_on_exposure_is_searched_from_nothing(fitted, synthetic, tmp_path):
     directory = shutil.copytree(fitted, tmp_path / "pipeline")
-    prices = np.arange(len(tradeoff.cold), dtype=np.float32)
-    config = DiversityConfig(max_exposure=0.5, freshness=0.1)
-    releases = Releases.load(directory / RELEASES)
-    made = replace(tradeoff.diversity, config=config, releases=releases, prices=prices)
-    made.save(directory / "diversity")
-    found = _diversity(directory, synthetic, config)
-    assert found.prices.tolist() == prices.tolist()
-    start = replace(tradeoff, diversity=found).start()
-    assert start["diversity.exposure"] == 1
-    assert start["diversity.freshness"] == 0.1
-    none = config.model_copy(update={"exposure": 0.0})
-    assert _diversity(directory, synthetic, none).prices is None
+    Pipeline.load(directory).fusion.save(directory / "fusion.json")
+    config = ParetoCampaign(
+        pipeline=directory, dataset=synthetic.directory, out=tmp_path / "out", max_exposure=0.2
+    )
+    config.out.mkdir()
+    cases = split(synthetic).validation
+    pipeline = Pipeline.load(directory)
+    found, _ = collect(pipeline.sources, cases.histories, 30)
+    begun = _begun(config, read_config(directory))
+    diversity = _with_prices(config, synthetic, begun, cases.histories, found)
+    lists = fuse(begun.fusion, found, pipeline.item_counts == 0)
+    whole = replace(diversity, config=begun.diversity.model_copy(update={"exposure": 1.0}))
+    most = exposures(whole.apply(cases.histories, lists).items, 10, len(pipeline.item_counts)).max()
+    assert most <= 0.2 * len(cases) < exposures(lists.items, 10, len(pipeline.item_counts)).max()
+
+    point = {"diversity.exposure": 0.8, **trust(**dict.fromkeys(begun.fusion.sources, 1.0))}
+    front = Front(
+        start=Point(number=0, params={}, values={}),
+        points=(Point(number=3, params=point, values={}),),
+        chosen=3,
+        max_loss=0.1,
+        num_cases=1,
+        num_trials=4,
+        cost_ms={},
+    )
+    for _ in range(2):  # done twice it is the same
+        _install(directory, synthetic, begun, front, config.out / "prices.npy")
+        served = Pipeline.load(directory).diversity
+        assert (served.config.max_exposure, served.config.exposure) == (0.2, 0.8)
+        assert served.prices.tolist() == diversity.prices.tolist()
+    other = config.model_copy(update={"out": tmp_path / "other", "max_exposure": 0.1})
+    with pytest.raises(ConfigError, match=r"max_exposure = 0.1 is not the 0.2 that the diversity"):
+        campaign(other)
+    again = config.model_copy(update={"out": tmp_path / "other", "max_exposure": None})
+    again.out.mkdir()
+    begun = _begun(again, read_config(directory))
+    kept = _with_prices(again, synthetic, begun, cases.histories, found)
+    assert kept.prices.tolist() == diversity.prices.tolist()  # the pipeline's are gone on with
 
 
 def test_rules_hold_in_what_is_traded(fitted, synthetic):

@@ -30,6 +30,7 @@ from fusionrec.data.text import history_texts
 from fusionrec.errors import ConfigError
 from fusionrec.progress import bar, console
 from fusionrec.retrieval.index import IndexConfig
+from fusionrec.serving.installing import forget_lists, install
 from fusionrec.serving.pipeline import PipelineConfig, read_config
 from fusionrec.sources.bm25 import BM25, BM25Config
 from fusionrec.sources.content import Content, ContentConfig
@@ -45,7 +46,6 @@ from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from fusionrec.sources.semantic import Semantic
 from fusionrec.sources.transitions import Transitions
 from jobs.entry import run
-from jobs.fitted import forget_lists, install
 
 _SLOW = frozenset({"sasrec"})
 _NAMED = frozenset({"content", "recvae"})

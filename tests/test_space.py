@@ -5,7 +5,9 @@ from fusionrec.sources.bm25 import BM25Config
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.item_item import ItemItemConfig
 from fusionrec.sources.item_knn import ItemKNN
+from fusionrec.sources.sequential.config import SASRecConfig
 from fusionrec.space import Choice, Range, replaced, searched, setting
+from tuning.search import distributions
 
 
 def test_ranges_are_found_in_a_config_and_in_those_within():
@@ -27,6 +29,17 @@ def test_choices_are_the_names_of_the_type():
     assert space["learner.weighting"] == Choice(("length", "idf"))
     assert {"cosine", "jaccard"} < set(space["learner.similarity"].names)
     assert "learner.kind" not in space
+
+
+def test_what_matters_for_sasrec_is_searched():
+    space = searched(SASRecConfig())
+    assert space["block"] == Choice(("sasrec", "ligr"))
+    assert space["target"] == Choice(("shifted", "last"))
+    assert space["text"] == Choice((False, True))
+    assert {"num_negatives", "max_length", "averaging", "dropout"} < set(space)
+    asked = replaced(SASRecConfig(), {"text": False, "block": "sasrec", "max_length": 20})
+    assert (asked.text, asked.block, asked.max_length) == (False, "sasrec", 20)
+    assert distributions(space)["text"].choices == (False, True)
 
 
 def test_a_range_holds_the_present_value():

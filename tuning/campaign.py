@@ -48,7 +48,7 @@ from tuning.finetune import material as encoder_data
 from tuning.front import FRONT, Front
 from tuning.fusion import FusionCampaign
 from tuning.fusion import campaign as search_fusion
-from tuning.journal import claim, owned
+from tuning.journal import JOURNAL, claim, owned
 from tuning.learned import FusionModel
 from tuning.pareto import ParetoCampaign, ParetoSettings
 from tuning.pareto import campaign as search_front
@@ -82,6 +82,8 @@ class FusionSettings(Config):
     """Weight settings to evaluate, those of an earlier start included."""
     segments: int = Field(default=3, ge=1)
     """Segments by history length, of about equally many validation cases."""
+    tree_trials: int = Field(default=0, ge=0)
+    """Settings of lambdarank to try; 0: its defaults. With pareto the fusion stays linear."""
     max_cases: int = Field(default=25_000, ge=100)
     """Validation cases to search on; more are sampled."""
 
@@ -310,6 +312,9 @@ def _report(
     named = [(config.out if w.name == CampaignStage.FINETUNE else beside, w.name) for w in winners]
     alone = (CampaignStage.FUSION, CampaignStage.PARETO)
     named += [(config.out, str(name)) for name in alone if name in config.stages]
+    trees = config.out / CampaignStage.FUSION / LAMBDARANK
+    if (trees / JOURNAL).is_file():
+        named.append((trees.parent, LAMBDARANK))
     searches = [history.read(place / name, name, "ndcg") for place, name in named]
     front = config.out / "pareto" / FRONT
     settings = write_fit_settings(config.pipeline, config.dataset, config.out / "winner.yaml")

@@ -36,6 +36,7 @@ from fusionrec.evaluation.significance import BootstrapConfig, bootstrap_means, 
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.models import DEFAULT_MODEL
 from fusionrec.progress import bar
+from fusionrec.serving.installing import install, settle
 from fusionrec.serving.pipeline import read_config
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.semantic import Semantic
@@ -46,7 +47,6 @@ from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.encoder import EncoderSettings
 from jobs import cluster
 from jobs.entry import run
-from jobs.fitted import install, settle
 from tuning.finetune_trial import MEMBERS, EncoderRun, FinetuneTask, FinetuneTrial, lists_gain
 from tuning.journal import claim, ended, owned, write_json
 from tuning.population import FIRST, PopulationSampler, passes

@@ -32,7 +32,7 @@ from fusionrec.data.splits import Cases, split
 from fusionrec.fusion.candidates import Candidates, stack
 from fusionrec.fusion.features import ItemStatistics
 from fusionrec.fusion.lambdarank import LambdaRankConfig
-from fusionrec.fusion.model import Fusion, Segment
+from fusionrec.fusion.model import LAMBDARANK, Fusion, Segment
 from fusionrec.fusion.normalisation import Normalisation, scales
 from fusionrec.fusion.objective import Objective
 from fusionrec.fusion.refine import (
@@ -49,6 +49,7 @@ from tuning.journal import claim, owned
 from tuning.learned import FusionModel, choose, leave
 from tuning.plots import plot_campaign
 from tuning.search import Search, run_search
+from tuning.trees import TreesTask, search_trees
 
 STUDY = "fusion"
 BEST_TRIALS = 15
@@ -76,6 +77,9 @@ class FusionCampaign(JobConfig):
     """linear: a weighted sum; lambdarank: trees order the top of its lists again; auto: whichever
     is better on cases that it was not fitted on, linear unless lambdarank is so at the 5% level."""
     lambdarank: LambdaRankConfig = LambdaRankConfig()
+    tree_trials: int = Field(default=0, ge=0)
+    """Settings of lambdarank to try on half of the cases, the other half decides then; each trial
+    grows trees four times. 0: those of lambdarank."""
     max_cases: int = Field(default=25_000, ge=100)
     """Validation cases to search on; more are sampled."""
     k: int = Field(default=10, ge=1)
@@ -246,8 +250,13 @@ def campaign(config: FusionCampaign) -> Fusion:
     items = ItemStatistics.of(
         parts.train, parts.num_items, has_timestamps=dataset.info.has_timestamps
     )
+    trees, deciding = config.lambdarank, None
+    if config.tree_trials and config.model is not FusionModel.LINEAR:
+        task = TreesTask(trees, fusion, found, cases, items, config.k, config.seed)
+        place = config.out / LAMBDARANK
+        trees, deciding = search_trees(task, place, config.tree_trials, config.workers)
     learned = choose(
-        config.model, fusion, found, cases, items, config.lambdarank, config.k, config.seed
+        config.model, fusion, found, cases, items, trees, config.k, config.seed, deciding
     )
     leave(learned, fusion, config.pipeline)
     forget_measurements(config.pipeline)

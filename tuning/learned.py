@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fusionrec.data.histories import Histories
+from fusionrec.data.histories import BoolArray, Histories
 from fusionrec.data.splits import Cases
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import RealArray, list_ranks
 from fusionrec.evaluation.render import sentence
-from fusionrec.evaluation.significance import BootstrapConfig, Comparison, compare
+from fusionrec.evaluation.significance import BootstrapConfig, compare
 from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.features import ItemStatistics, newest_times
 from fusionrec.fusion.lambdarank import LambdaRank, LambdaRankConfig, NothingToLearn
@@ -41,7 +41,7 @@ class FusionModel(StrEnum):
     LAMBDARANK = "lambdarank"
 
 
-def cross_fit(
+def cross_fitted(
     linear: Fusion,
     candidates: Candidates,
     cases: Cases,
@@ -49,8 +49,8 @@ def cross_fit(
     config: LambdaRankConfig,
     k: int,
     seed: int,
-) -> Comparison:
-    """NDCG@k of trees on cases that did not teach them, against that of the linear fusion.
+) -> RealArray:
+    """[B, 2] NDCG@k of trees on cases that did not teach them, and of the linear fusion.
 
     Raises:
         NothingToLearn: the trees of a fold have no target to learn from.
@@ -76,7 +76,7 @@ def cross_fit(
                 values[rows, 0] = _ndcg(trees.fuse(block, newest[rows], cold), targets, k)
                 values[rows, 1] = _ndcg(fuse(linear, block, cold), targets, k)
             advance()
-    return compare("ndcg", (LAMBDARANK, "linear"), values, BootstrapConfig(seed=seed))
+    return values
 
 
 def choose(
@@ -88,8 +88,12 @@ def choose(
     config: LambdaRankConfig,
     k: int,
     seed: int,
+    deciding: BoolArray | None = None,
 ) -> LambdaRank | None:
     """Trees grown on all cases, where they are asked for or, under ``auto``, better; else None.
+
+    ``deciding`` [B]: the cases that they must be better on, those that did not choose ``config``;
+    all, where nothing did.
 
     Raises:
         NothingToLearn: trees are asked for, and there is too little to learn from.
@@ -98,10 +102,12 @@ def choose(
         return None
     if model is FusionModel.AUTO:
         try:
-            found = cross_fit(linear, candidates, cases, items, config, k, seed)
+            values = cross_fitted(linear, candidates, cases, items, config, k, seed)
         except NothingToLearn as error:
             sys.stdout.write(f"the fusion stays linear: {error}\n")
             return None
+        values = values if deciding is None else values[deciding]
+        found = compare("ndcg", (LAMBDARANK, "linear"), values, BootstrapConfig(seed=seed))
         sys.stdout.write(sentence(found, k).replace("**", "") + "\n")
         if found.difference.low <= 0:
             return None

@@ -337,12 +337,12 @@ def _with_prices(
     if not path.is_file():
         if settings.caps_exposure:
             place = config.pipeline / DIVERSITY
-            prices = Diversity.load(place, term.item_counts, term.releases).prices
+            found = Diversity.load(place, term.item_counts, term.releases)
         else:
             lists = fuse(begun.fusion, candidates, term.item_counts == 0)
-            prices = priced(term, [(histories, lists)], config.k).prices
+            found = priced(term, [(histories, lists)], config.k)
         with path.with_suffix(".tmp").open("wb") as file:
-            np.save(file, prices, allow_pickle=False)
+            np.save(file, np.asarray(found.prices), allow_pickle=False)
         path.with_suffix(".tmp").replace(path)
     return replace(term, prices=np.load(path, allow_pickle=False))
 

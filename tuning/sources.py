@@ -31,13 +31,13 @@ from fusionrec.data.splits import Cases, split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.significance import BootstrapConfig, Estimate, bootstrap_means, estimate
 from fusionrec.progress import bar, console
+from fusionrec.serving.installing import install, settle, whole
 from fusionrec.serving.pipeline import PipelineConfig, read_config
 from fusionrec.sources.load import SOURCES, load_source
 from fusionrec.sources.protocol import Iterative, Source, TrainingData
 from fusionrec.space import replaced, searched, setting
 from jobs import cluster
 from jobs.entry import run
-from jobs.fitted import install, settle, whole
 from tuning.journal import claim, ended, owned, spent_s
 from tuning.search import Search, distributions, run_search, rungs
 from tuning.source_trial import DEPTH, SourceTrial, Task, built, gains

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.histories import BoolArray, IntArray
+from fusionrec.data.histories import BoolArray, CodeArray, IntArray
 from fusionrec.data.releases import stated
 from fusionrec.data.splits import Protocol, Split, split
 from fusionrec.evaluation.metrics import METRICS
@@ -97,7 +97,12 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _met(rows: IntArray, items: IntArray, past_rows: IntArray, past_items: IntArray) -> BoolArray:
+def _met(
+    rows: IntArray,
+    items: CodeArray | IntArray,
+    past_rows: IntArray,
+    past_items: CodeArray | IntArray,
+) -> BoolArray:
     """Whether each of ``items`` is in the past of its row."""
     stride = int(max(items.max(initial=0), past_items.max(initial=0))) + 1
     return np.isin(rows * stride + items, past_rows * stride + past_items)

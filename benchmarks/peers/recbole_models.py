@@ -156,11 +156,19 @@ def main() -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     sys.argv = sys.argv[:1]  # RecBole reads it, too
     os.chdir(config.out)  # where it leaves its logs
-    memory = {"before_mib": peak_mib()}
+    before_mib = peak_mib()
     model, dataset, spent = fitted(config.model_copy(update={"out": Path()}), train)
-    memory["peak_mib"] = peak_mib()
+    fitted_mib = peak_mib()
     items, scores, seconds = listed(model, dataset, asked, config.depth)
-    np.savez("lists.npz", items=items, scores=scores, spent_s=spent, seconds=seconds, **memory)
+    np.savez(
+        "lists.npz",
+        items=items,
+        scores=scores,
+        spent_s=spent,
+        seconds=seconds,
+        before_mib=before_mib,
+        peak_mib=fitted_mib,
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
     regularisation: Annotated[float, Range(1, 5000, log=True)] = Field(default=50.0, gt=0)
     similarity: Annotated[Literal["cosine", "jaccard"], Choice()] = "cosine"
+    text: Annotated[bool, Choice()] = True
 
 A setting without either is not searched. What draws from a space is not known here.
 """
@@ -32,10 +33,11 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of several names."""
+    """One of several names, or whether at all."""
 
-    names: tuple[str, ...] = ()
-    """All that the setting's type, a ``Literal``, has: found from it by :func:`searched`."""
+    names: tuple[str | bool, ...] = ()
+    """All that the setting's type, a ``Literal`` or a ``bool``, has: found from it by
+    :func:`searched`."""
 
 
 Space: TypeAlias = dict[str, Range | Choice]
@@ -59,7 +61,7 @@ def searched(config: Config, prefix: str = "") -> Space:
                     each, low=low, high=high, whole=field.annotation is int
                 )
             elif isinstance(each, Choice):
-                found[prefix + name] = Choice(get_args(field.annotation))
+                found[prefix + name] = Choice(get_args(field.annotation) or (False, True))
     return found
 
 

@@ -17,8 +17,10 @@ from fusionrec.serving.pipeline import Pipeline
 from fusionrec.serving.schemas import RecommendRequest
 from fusionrec.serving.service import Service, recommend
 from jobs.fit import FitConfig, fit
+from tuning import history
 from tuning.fusion import FusionCampaign, campaign
-from tuning.learned import FusionModel, choose, leave
+from tuning.learned import FusionModel, choose, cross_fitted, leave
+from tuning.trees import TreesTask, search_trees
 
 ITEMS, WIDTH = 30, 10
 STATISTICS = ItemStatistics(np.ones(ITEMS, dtype=np.int64), None)
@@ -78,6 +80,41 @@ def test_too_little_to_learn_from_is_said(capsys):
     assert "the fusion stays linear: no case has a target" in capsys.readouterr().out
     with pytest.raises(NothingToLearn):
         chosen(FusionModel.LAMBDARANK, candidates, nothing)
+
+
+@pytest.mark.ray
+def test_trees_are_searched_on_half_of_the_cases_and_judged_on_the_other(ray_cluster, tmp_path):
+    candidates, cases = problem(240, liked=(1, 0))
+    poor = LambdaRankConfig(trees=1, learning_rate=0.02, leaves=2, min_leaf_rows=300)
+    task = TreesTask(poor, linear(), candidates, cases, STATISTICS, k=5, seed=0)
+    found, deciding = search_trees(task, tmp_path / "lambdarank", trials=6, workers=2)
+    assert 100 < deciding.sum() < 140
+    study = history.read(tmp_path / "lambdarank", "lambdarank", "ndcg")
+    assert len(study.trials) == 6
+    first = next(each for each in study.trials if each.number == 0)
+    assert first.value == pytest.approx(task.take(~deciding).value({}))
+    best = next(each for each in study.trials if each.number == study.best)
+    assert best.value >= first.value
+    assert found.trees == best.params["trees"]
+    journal = (tmp_path / "lambdarank" / "journal.log").read_bytes()
+    again = search_trees(task, tmp_path / "lambdarank", trials=6, workers=2)
+    assert again[0] == found
+    assert (tmp_path / "lambdarank" / "journal.log").read_bytes() == journal
+    other = TreesTask(poor, linear(("b", "a")), candidates, cases, STATISTICS, k=5, seed=0)
+    search_trees(other, tmp_path / "lambdarank", trials=1, workers=1)  # over other weights: anew
+    assert len(history.read(tmp_path / "lambdarank", "lambdarank", "ndcg").trials) == 1
+
+
+def test_what_decides_are_the_cases_that_did_not_choose(capsys):
+    candidates, cases = problem(200, liked=(1, 0))
+    deciding = np.arange(200) < 20
+    settings = (linear(), candidates, cases, STATISTICS, SMALL, 5, 0)
+    values = cross_fitted(*settings)
+    choose(FusionModel.AUTO, *settings, deciding)
+    trees, plain = values[deciding].mean(axis=0)
+    said = f"lambdarank has NDCG@5 {trees:.4f} against {plain:.4f} of linear"
+    assert said in capsys.readouterr().out
+    assert plain != pytest.approx(values[:, 1].mean(), abs=1e-4)
 
 
 @pytest.mark.ray

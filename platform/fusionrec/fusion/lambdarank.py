@@ -23,7 +23,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import lightgbm
 import numpy as np
@@ -37,6 +37,7 @@ from fusionrec.fusion.features import HISTORY, ITEM, LINEAR, ItemStatistics, fea
 from fusionrec.fusion.model import Fused, Fusion, descending, ordered, weigh
 from fusionrec.fusion.objective import hits
 from fusionrec.fusion.trees import Trees
+from fusionrec.space import Range
 
 _MODEL, _SETTINGS, _TIMES = "model.txt", "lambdarank.json", "first_times.npy"
 _SMALL = np.float32(1e-9)
@@ -51,13 +52,13 @@ class NothingToLearn(ConfigError):
 class LambdaRankConfig(Config):
     """How the trees are grown."""
 
-    trees: int = Field(default=200, ge=1)
+    trees: Annotated[int, Range(50, 400, log=True)] = Field(default=200, ge=1)
     """Number of trees."""
-    learning_rate: float = Field(default=0.05, gt=0)
+    learning_rate: Annotated[float, Range(0.02, 0.2, log=True)] = Field(default=0.05, gt=0)
     """Share of each tree that is added."""
-    leaves: int = Field(default=15, ge=2)
+    leaves: Annotated[int, Range(4, 64, log=True)] = Field(default=15, ge=2)
     """Leaves of a tree, at most."""
-    min_leaf_rows: int = Field(default=200, ge=1)
+    min_leaf_rows: Annotated[int, Range(20, 2000, log=True)] = Field(default=200, ge=1)
     """Candidates in a leaf, at least."""
     depth: int = Field(default=100, ge=2)
     """Places of the linear list that the trees read."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fusionrec.config import Config
 from fusionrec.retrieval.index import IndexConfig
-from fusionrec.space import Range
+from fusionrec.space import Choice, Range
 
 
 class SASRecConfig(Config):
@@ -20,17 +20,17 @@ class SASRecConfig(Config):
     """Blocks of attention and feed-forward network, one after the other."""
     num_heads: int = Field(default=2, ge=1)
     """Heads that attention is shared among."""
-    block: Literal["sasrec", "ligr"] = "ligr"
+    block: Annotated[Literal["sasrec", "ligr"], Choice()] = "ligr"
     """sasrec: GELU in the feed-forward network, its output added to its input; ligr: SwiGLU, and a
     learned share of each output let through."""
-    max_length: int = Field(default=50, ge=1)
+    max_length: Annotated[int, Range(20, 100, log=True)] = Field(default=50, ge=1)
     """Newest events that are read of a history; in training, longer ones are cut into so many."""
-    target: Literal["shifted", "last"] = "shifted"
+    target: Annotated[Literal["shifted", "last"], Choice()] = "shifted"
     """shifted: every event is asked for the one after it; last: only the newest but one."""
-    text: bool = True
+    text: Annotated[bool, Choice()] = True
     """Whether an item's vector is what is learned of it plus a learned map of its text vector, once
     jobs.embed has run; so items are found of which there is text and no event."""
-    num_negatives: int = Field(default=1024, ge=1)
+    num_negatives: Annotated[int, Range(128, 2048, log=True)] = Field(default=1024, ge=1)
     """Items drawn for each batch that the next ones are told from; all where there are no more."""
     popularity_share: Annotated[float, Range(0, 1)] = Field(default=0.9, ge=0, le=1)
     """Share of them drawn as often as they are popular, the others uniformly; corrected for."""
@@ -40,7 +40,7 @@ class SASRecConfig(Config):
     """Step size of AdamW."""
     weight_decay: Annotated[float, Range(1e-4, 1, log=True)] = Field(default=0.01, ge=0)
     """AdamW's decay, of all that is learned."""
-    averaging: float = Field(default=0.99, ge=0, lt=1)
+    averaging: Annotated[float, Range(0.9, 0.999)] = Field(default=0.99, ge=0, lt=1)
     """Weight of the past in the running mean of what is learned, over the steps; the mean is served
     and says when training ends. 0: the parameters of the last step."""
     batch_events: int = Field(default=2048, ge=1)

@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from fusionrec.config import Config
-from tuning.journal import AGAIN, JOURNAL
+from tuning.journal import AGAIN, JOURNAL, took_s
 
 
 class TrialRecord(Config):
@@ -61,7 +61,7 @@ def read(directory: Path, name: str, metric: str) -> SearchHistory:
     space = {n: d for t in done[:1] for n, d in t.distributions.items()}
     records, spent = [], 0.0
     for trial in done:
-        spent += trial.duration.total_seconds() if trial.duration is not None else 0.0
+        spent += took_s(trial)
         records.append(
             TrialRecord(
                 number=trial.number,

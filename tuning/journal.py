@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
@@ -32,14 +33,17 @@ from fusionrec.errors import ConfigError
 JOURNAL = "journal.log"
 AGAIN = "again"
 """Attribute of a trial: the number of the interrupted one that it takes the place of."""
+TOGETHER = "together"
+"""Attribute of a trial: how many were asked with it, to be evaluated one after another."""
 
 
-class _Lines(BaseJournalBackend):
+class Lines(BaseJournalBackend):
     """Lines in a file that one process writes. Optuna's own waits for the disk after each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read = JournalFileBackend(str(path))
+        self._waits = True
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """The lines from this number on."""
@@ -51,7 +55,18 @@ class _Lines(BaseJournalBackend):
         with self._path.open("ab") as file:
             file.write(lines.encode())
             file.flush()
-            if any("values" in log for log in logs):
+            if self._waits and any("values" in log for log in logs):
+                os.fsync(file.fileno())
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait for the disk once, behind all that is written in the block."""
+        self._waits = False
+        try:
+            yield
+        finally:
+            self._waits = True
+            with self._path.open("ab") as file:
                 os.fsync(file.fileno())
 
 
@@ -108,7 +123,7 @@ def open_study(
     start: Mapping[str, Any],
     sampler: Callable[[int], BaseSampler],
     seed: int,
-) -> tuple[optuna.Study, JournalStorage]:
+) -> tuple[optuna.Study, JournalStorage, Lines]:
     """The study in ``directory``, whose first trial has the parameters ``start``.
 
     The caller owns the directory. ``sampler`` makes one of a seed, which moves with every trial
@@ -118,7 +133,8 @@ def open_study(
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / JOURNAL
     _mend(path)
-    storage = JournalStorage(_Lines(path))
+    lines = Lines(path)
+    storage = JournalStorage(lines)
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -129,7 +145,24 @@ def open_study(
         study.enqueue_trial(dict(start))
     _ask_again(study)
     study.sampler = sampler(seed + len(study.get_trials(deepcopy=False)))
-    return study, storage
+    return study, storage, lines
+
+
+def ask(
+    study: optuna.Study, space: dict[str, BaseDistribution], count: int
+) -> list[optuna.trial.Trial]:
+    """The next ``count`` trials, which are evaluated one after another."""
+    trials = [study.ask(space) for _ in range(count)]
+    for trial in trials:
+        trial.set_user_attr(TOGETHER, count)
+    return trials
+
+
+def took_s(trial: FrozenTrial) -> float:
+    """Seconds that an ended trial took: of trials that were asked together, each the same."""
+    if trial.duration is None:
+        return 0.0
+    return trial.duration.total_seconds() / float(trial.user_attrs.get(TOGETHER, 1))
 
 
 def _mend(path: Path) -> None:
@@ -168,5 +201,4 @@ def ended(study: optuna.Study) -> list[FrozenTrial]:
 
 def spent_s(study: optuna.Study) -> float:
     """Seconds that the ended trials took, one after another."""
-    durations = (trial.duration for trial in ended(study))
-    return sum(each.total_seconds() for each in durations if each is not None)
+    return sum(map(took_s, ended(study)))

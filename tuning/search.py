@@ -28,14 +28,15 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from fusionrec.errors import ConfigError
 from fusionrec.progress import bar
 from fusionrec.space import Choice, Range, Space
 from jobs import cluster
-from tuning.journal import ended, open_study, spent_s
+from tuning.batches import BATCH, Batches
+from tuning.journal import Lines, ended, open_study, spent_s
 
 REDUCTION = 3
 """ASHA lets the best third of the trials go on at each rung."""
@@ -65,6 +66,9 @@ class Search:
     """CPUs of a trial."""
     gpus: int = 0
     """GPUs of a trial."""
+    batch: int = 1
+    """Trials that an actor is given together: more than one where a trial takes milliseconds. The
+    trainable gets them as ``BATCH`` and reports ``VALUES``, see :mod:`tuning.batches`."""
     epochs: int = 1
     """Passes of a whole trial, which reports after each of ``rungs(epochs)``."""
 
@@ -102,7 +106,7 @@ def run_search(search: Search, trainable: type[tune.Trainable], **parts: object)
         StudyDirection.MAXIMIZE if mode == "max" else StudyDirection.MINIMIZE
         for mode in search.metrics.values()
     ]
-    study, storage = open_study(
+    study, storage, lines = open_study(
         search.directory,
         search.name,
         directions,
@@ -115,7 +119,7 @@ def run_search(search: Search, trainable: type[tune.Trainable], **parts: object)
     if len(done) < search.trials and (left is None or left > 0):
         with cluster.start(), bar(f"searching {search.name}", search.trials) as advance:
             advance(len(done))
-            error = _tune(search, trainable, parts, study, storage, left, advance)
+            error = _tune(search, trainable, parts, study, storage, lines, left, advance)
         study = optuna.load_study(storage=storage, study_name=search.name)
         values = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         if not values and error is not None:
@@ -129,21 +133,26 @@ def _tune(
     parts: Mapping[str, object],
     study: optuna.Study,
     storage: optuna.storages.JournalStorage,
+    lines: Lines,
     left_s: float | None,
-    advance: Callable[[], object],
+    advance: Callable[[int], object],
 ) -> BaseException | None:
     """Evaluate the trials that are left; returns the first error of one, if any."""
     done = len(ended(study))
     metrics, modes = list(search.metrics), [str(mode) for mode in search.metrics.values()]
     several = len(metrics) > 1
-    searcher = OptunaSearch(
-        space=dict(search.space),
-        metric=metrics if several else metrics[0],
-        mode=modes if several else modes[0],
-        sampler=study.sampler,
-        storage=storage,
-        study_name=search.name,
-    )
+    searcher: Searcher
+    if search.batch > 1:
+        searcher = Batches(study, lines, search.space, search.batch, search.trials - done)
+    else:
+        searcher = OptunaSearch(
+            space=dict(search.space),
+            metric=metrics if several else metrics[0],
+            mode=modes if several else modes[0],
+            sampler=study.sampler,
+            storage=storage,
+            study_name=search.name,
+        )
     cpus, workers = fit(search.cpus, search.workers)
     whole = search.epochs == 1
     asha = ASHAScheduler(
@@ -161,7 +170,7 @@ def _tune(
         tune_config=tune.TuneConfig(
             search_alg=ConcurrencyLimiter(searcher, max_concurrent=workers),
             scheduler=None if whole else asha,
-            num_samples=search.trials - done,
+            num_samples=-(-(search.trials - done) // search.batch),
             time_budget_s=left_s,
             reuse_actors=True,
         ),
@@ -198,13 +207,13 @@ def fit(cpus: int, workers: int | None) -> tuple[int, int]:
 class Advance(tune.Callback):
     """Moves the bar. Tune pickles its callbacks; a bar is not pickled with it."""
 
-    def __init__(self, advance: Callable[[], object] | None = None) -> None:
+    def __init__(self, advance: Callable[[int], object] | None = None) -> None:
         self._advance = advance
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Advance, ())
 
-    def on_trial_complete(self, *_args: Any, **_info: Any) -> None:
-        """One more."""
+    def on_trial_complete(self, *_args: Any, **info: Any) -> None:
+        """One more, or one batch."""
         if self._advance is not None:
-            self._advance()
+            self._advance(len(info["trial"].config.get(BATCH, (None,))))

@@ -17,7 +17,7 @@ def test_settings_are_drawn_from_the_space_that_is_searched():
 
 @pytest.mark.ray
 def test_the_ways_are_measured_on_the_same_candidates(ray_cluster, tmp_path):
-    report = measure(FusionBenchmark(cases=40, out=tmp_path, trials=4, ranx=False))
+    report = measure(FusionBenchmark(cases=40, out=tmp_path, trials=50, ranx=False))
     assert "40 cases, 7 sources, 580 candidates a case" in report
     assert "| a trial of tuning.fusion, one thread |" in report
     assert "| one Ray task per trial |" in report

@@ -89,7 +89,7 @@ def test_campaign_refuses_another_data_set(pipeline, synthetic, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_driver_loses_and_repeats_no_trial(pipeline, synthetic, tmp_path):
-    out, trials = tmp_path / "campaign", 60
+    out, trials = tmp_path / "campaign", 1500
     command = [sys.executable, "-m", "tuning.fusion", "--pipeline", str(pipeline)]
     command += ["--dataset", str(synthetic.directory), "--out", str(out), "--trials", str(trials)]
     with (tmp_path / "log").open("w") as log:
@@ -109,7 +109,7 @@ def test_a_killed_driver_loses_and_repeats_no_trial(pipeline, synthetic, tmp_pat
     while len(before := finished()) < 8:
         assert driver.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.02)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     before = finished()

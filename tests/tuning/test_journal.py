@@ -7,7 +7,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from fusionrec.errors import ConfigError
-from tuning.journal import AGAIN, JOURNAL, claim, ended, open_study, owned, spent_s
+from tuning.batches import BATCH, VALUES, Batches
+from tuning.journal import AGAIN, JOURNAL, claim, ended, open_study, owned, spent_s, took_s
 
 SPACE = {"x": FloatDistribution(0, 1)}
 START = {"x": 0.25}
@@ -73,6 +74,40 @@ def test_the_disk_has_a_value_before_the_next_trial_is_asked(tmp_path, monkeypat
         study.tell(study.ask({"x": SPACE["x"], "y": SPACE["x"], "z": SPACE["x"]}), 1.0)
         assert on_disk[-1] == (tmp_path / JOURNAL).read_bytes()
     assert len(on_disk) == 3
+
+
+def test_a_batch_is_on_disk_together_and_its_time_is_shared(tmp_path, monkeypatch):
+    study, _, lines = open_study(
+        tmp_path, "test", ["maximize"], START, optuna.samplers.RandomSampler, 3
+    )
+    waits = []
+    monkeypatch.setattr("tuning.journal.os.fsync", waits.append)
+    searcher = Batches(study, lines, SPACE, size=4, trials=6)
+    first = searcher.suggest("a")
+    assert first[BATCH][0] == START
+    assert len(searcher.suggest("b")[BATCH]) == 2
+    assert searcher.suggest("c") is None
+    waits.clear()
+    searcher.on_trial_complete("a", {VALUES: [0.1, 0.2, 0.3, 0.4]})
+    assert len(waits) == 1
+    searcher.on_trial_complete("b", error=True)
+    trials = opened(tmp_path).get_trials()
+    assert [trial.value for trial in trials] == [0.1, 0.2, 0.3, 0.4, None, None]
+    assert [trial.params for trial in trials[:4]] == first[BATCH]
+    seconds = trials[0].duration.total_seconds()
+    assert took_s(trials[0]) == pytest.approx(seconds / 4)
+    assert spent_s(study) < 2 * seconds + sum(t.duration.total_seconds() for t in trials[4:])
+
+
+def test_a_batch_that_was_under_way_is_asked_again_once(tmp_path):
+    study, _, lines = open_study(
+        tmp_path, "test", ["maximize"], START, optuna.samplers.RandomSampler, 3
+    )
+    lost = Batches(study, lines, SPACE, size=3, trials=9).suggest("a")[BATCH]
+    study, _, lines = open_study(
+        tmp_path, "test", ["maximize"], START, optuna.samplers.RandomSampler, 3
+    )
+    assert Batches(study, lines, SPACE, size=3, trials=9).suggest("a")[BATCH] == lost
 
 
 def test_a_directory_has_one_owner(tmp_path):

@@ -36,7 +36,7 @@ from fusionrec.evaluation.significance import BootstrapConfig, bootstrap_means, 
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.models import DEFAULT_MODEL
 from fusionrec.progress import bar
-from fusionrec.serving.installing import install, settle
+from fusionrec.serving.installing import forget_weights, install, settle
 from fusionrec.serving.pipeline import read_config
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.semantic import Semantic
@@ -305,6 +305,7 @@ def _install(config: FinetuneCampaign, dataset: Dataset, parts: Split) -> None:
     encoder = Encoder.load(kept)
     with bar("encoding the catalogue with the best encoder", None):
         vectors = _encoded(encoder, dataset)
+    forget_weights(config.pipeline)  # with two towers, the vectors of items may stay as they were
     place, beside = config.pipeline / "encoder", config.pipeline / ".encoder.partial"
     shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(kept, beside)

@@ -206,7 +206,8 @@ class Bench:
         least = min(each.before_mib for each in fits.values())
         return (
             f"{table(columns, rows)}\n*fit, MiB*: the peak of resident memory of a process that "
-            f"fits it alone; {least:,.0f} MiB of that are there once the data are read.\n"
+            f"fits it alone; {least:,.0f} MiB of that are there once the data are read. *fit, s* "
+            "of what learns by torch holds loading it.\n"
         )
 
     def _row(self, found: Measured, took: Fit | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.harness import recbole
@@ -16,7 +17,7 @@ from benchmarks.harness.audit import audit, each_ndcg, with_ties_reversed, works
 from benchmarks.harness.fits import fit_each
 from benchmarks.harness.memory import alone, peak_mib
 from benchmarks.harness.ranking import MODELS, peer
-from benchmarks.ranking import RankingBenchmark, fit_config
+from benchmarks.ranking import RankingBenchmark, fit_config, measure
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset, DatasetInfo, Events
 from fusionrec.data.histories import Histories
@@ -179,6 +180,43 @@ def test_what_ties_do_is_told_of_every_source_and_of_the_served_list(
     assert all(0 < value < 1 for _, *values in found for value in values)
     if not audit(synthetic, parts).tied_events:  # then there is nothing to turn around
         assert all(ndcg == turned for _, ndcg, turned in found)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_whole_benchmark_from_raw_files(
+    ray_cluster: Any, synthetic: Dataset, tiny_encoder: Path, tmp_path: Path
+):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    pq.write_table(synthetic.interactions(), raw / "interactions.parquet")
+    pq.write_table(synthetic.items, raw / "items.parquet")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("sasrec: {width: 8, num_heads: 1, num_blocks: 1, epochs: 1}")
+    sources = ("item-knn", "sasrec", "bm25", "semantic")
+    config = RankingBenchmark(
+        data=raw,
+        out=tmp_path / "out",
+        protocols=(Protocol.GLOBAL_TIME,),
+        encoder=str(tiny_encoder),
+        sources=sources,
+        settings=settings,
+        trials=4,
+        draws=100,
+        recbole_minutes=0,
+    )
+    report = measure(config).read_text(encoding="utf-8")
+    systems, _, rest = report.partition("### What each source adds")
+    left_out, _, audited = rest.partition("### Audit")
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in systems.splitlines()}
+    for name in (*sources, "implicit ALS"):
+        *_, fit_s, fit_mib, _, _ = rows[name].removesuffix(" |").split(" | ")
+        assert float(fit_s) >= 0, name
+        assert float(fit_mib.replace(",", "")) > 50, name
+    for name in (*sources, "the language model", "it and bm25"):
+        assert f"| {name} | " in left_out, name
+    assert "sasrec and semantic read what it says" in left_out
+    assert "are no targets since their user had met the item" in audited
 
 
 @pytest.mark.slow

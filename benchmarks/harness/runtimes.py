@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from fusionrec.data.histories import FloatArray
-from fusionrec.language import quantized
 from fusionrec.language.encoder import vectors
-from fusionrec.language.layers import pack
+from fusionrec.language.layers import pack, quantise
 
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
 Forward: TypeAlias = Callable[[Inputs], FloatArray]
@@ -83,7 +82,7 @@ def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[]
 
     def dynamic_int8() -> Forward:
         module = make()
-        quantized.quantise(module)
+        quantise(module)
         return forward_of(module)
 
     return {
@@ -105,7 +104,7 @@ def exported_runtimes(
     fp32, dynamic, static = (folder / f"{name}.onnx" for name in ("fp32", "dynamic", "static"))
     if not fp32.is_file():
         export(module, calibration[0], fp32)
-        quantise(fp32, dynamic, static, calibration)
+        quantise_exported(fp32, dynamic, static, calibration)
     found: dict[str, Callable[[], Forward]] = {}
     if importlib.util.find_spec("onnxruntime") is not None:
         found["ONNX Runtime fp32"] = lambda: onnx_forward(fp32, threads)
@@ -134,7 +133,7 @@ def export(module: torch.nn.Module, inputs: Inputs, path: Path) -> None:
         )
 
 
-def quantise(fp32: Path, dynamic: Path, static: Path, calibration: Sequence[Inputs]) -> None:
+def quantise_exported(fp32: Path, dynamic: Path, static: Path, calibration: Sequence[Inputs]) -> None:
     """8-bit weights, activations scaled as they come (dynamic) or as in ``calibration``."""
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process

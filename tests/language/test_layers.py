@@ -37,7 +37,7 @@ def test_layers_in_float32_stay_as_they_are():
     assert all(type(layer) is torch.nn.Linear for layer in layers)
 
 
-def _bert(activation: str) -> BertModel:
+def bert(activation: str) -> BertModel:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50,
@@ -53,7 +53,7 @@ def _bert(activation: str) -> BertModel:
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_packed_models_find_what_they_found_before(activation: str, padded: bool):
-    exact, packed = _bert(activation), _bert(activation).to(torch.bfloat16)
+    exact, packed = bert(activation), bert(activation).to(torch.bfloat16)
     pack(packed)
     assert (type(packed.encoder) is Layers) is (activation == "gelu")
     tokens = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ def test_packed_models_find_what_they_found_before(activation: str, padded: bool
 
 
 def test_a_gelu_is_computed_with_its_layer():
-    exact, packed = _bert("gelu").encoder.layer[0].intermediate, _bert("gelu").encoder.layer[0]
+    exact, packed = bert("gelu").encoder.layer[0].intermediate, bert("gelu").encoder.layer[0]
     packed = packed.intermediate.to(torch.bfloat16)
     pack(packed)
     assert type(packed.dense) is PackedLinear
@@ -86,7 +86,7 @@ def test_a_gelu_is_computed_with_its_layer():
 
 
 def test_a_decoder_keeps_its_layers():
-    config = _bert("gelu").config
+    config = bert("gelu").config
     config.is_decoder = True
     packed = BertModel(config).to(torch.bfloat16).eval()
     pack(packed)

@@ -6,10 +6,12 @@ import torch
 from pydantic import ValidationError
 
 from fusionrec.language.encoder import Encoder
+from fusionrec.language.layers import Layers, quantise
 from fusionrec.language.precision import Precision
-from fusionrec.language.quantized import Int8Linear, has_int8, quantise
+from fusionrec.language.quantized import Int8Linear, has_int8
 from fusionrec.language.reranker import Reranker
 from fusionrec.training.config import TrainingConfig
+from tests.language.test_layers import bert
 
 TEXTS = ["love and war in space", "a night of music", "the book"]
 
@@ -32,6 +34,47 @@ def test_a_layer_is_close(bias):
         spread = exact[..., output].std()
         assert (found - exact)[..., output].abs().max() < 0.05 * spread
     torch.testing.assert_close(found[..., 2], exact[..., 2])  # its bias alone
+
+
+def test_a_sum_and_a_gelu_are_made_with_the_product():
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(16, 8)
+    inputs, other = (torch.randn(2, 3, n, generator=generator) for n in (16, 8))
+    exact = linear(inputs)
+    torch.testing.assert_close(
+        Int8Linear(linear).plus(inputs, other), exact + other, rtol=0, atol=0.05
+    )
+    torch.testing.assert_close(
+        Int8Linear(linear, "gelu")(inputs), torch.nn.functional.gelu(exact), rtol=0, atol=0.05
+    )
+
+
+def test_the_ends_of_the_range_are_levels():
+    """None is rounded beyond the last, which would be the first."""
+    linear = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(2))
+    for low in (-1.0, -0.9999, -0.5, -1e-3, 0.0):
+        inputs = torch.tensor([[low, 1.0]])
+        torch.testing.assert_close(Int8Linear(linear)(inputs), inputs, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_quantised_models_find_what_they_found_before(activation, padded):
+    exact, found = bert(activation), bert(activation)
+    quantise(found)
+    assert (type(found.encoder) is Layers) is (activation == "gelu")
+    tokens = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    if padded:
+        mask[1, 5:] = mask[2, 2:] = 0
+    with torch.inference_mode():
+        ours = found(input_ids=tokens, attention_mask=mask).last_hidden_state
+        theirs = exact(input_ids=tokens, attention_mask=mask).last_hidden_state
+    told = mask.bool()
+    # Of values around 1, as many as there are levels in a range of about 8.
+    torch.testing.assert_close(ours[told], theirs[told], atol=0.1, rtol=0)
 
 
 def test_inputs_of_one_sign_and_none():

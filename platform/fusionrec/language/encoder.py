@@ -30,7 +30,7 @@ from fusionrec.language.inference import (
     usable,
     weights_dtype,
 )
-from fusionrec.language.layers import pack
+from fusionrec.language.layers import pack, quantise
 from fusionrec.language.models import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL,
@@ -43,7 +43,6 @@ from fusionrec.language.models import (
     settings_name,
 )
 from fusionrec.language.precision import Precision
-from fusionrec.language.quantized import quantise
 
 Pooling = Literal["mean", "cls"]
 

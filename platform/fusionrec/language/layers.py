@@ -1,45 +1,75 @@
-"""The layers of BERT and its relatives for inference in bf16 on a CPU, and nothing around them.
+"""The layers of BERT and its relatives for inference on a CPU, and nothing around them.
 
-Transformers calls some twenty Python functions for each layer. Here a layer is seven kernels:
-query, key and value are one product, residual sums are made while a product is still in float32.
-``benchmarks.models`` measures what that gains.
+Transformers calls some twenty Python functions for each layer. Here a layer is seven kernels, in
+bf16 or, between the steps that make 8 bits of what comes in, in int8: query, key and value are one
+product, GELU and residual sums are made with the product before them. ``benchmarks.models``
+measures what that gains.
 
 Shape legend: B texts, L tokens, H heads, D the width.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import torch
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from fusionrec.language.packing import Activation, PackedLinear, has_gelu, packable
+from fusionrec.language.quantized import Int8Linear, quantisable
 
 _ENCODERS = ("BertEncoder", "RobertaEncoder", "XLMRobertaEncoder")
+
+
+class FastLinear(Protocol):
+    """A linear layer, its activation, and the sum after it: :class:`PackedLinear` or another."""
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[…, out] of ``inputs`` […, in]."""
+
+    def plus(self, inputs: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """[…, out] of ``inputs`` […, in], with ``other`` […, out] added."""
+
+
+_Make: TypeAlias = Callable[[torch.nn.Linear, Activation], FastLinear]
+_Fits: TypeAlias = Callable[[Any], bool]
 
 
 @torch.inference_mode()
 def pack(module: torch.nn.Module) -> None:
     """Replace, in place, what is faster here: linear layers in bf16 on a CPU, and all of BERT's."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return
-    fused = has_gelu(module) and packable(module.dense)
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        _replace(module, packable, PackedLinear)
+
+
+@torch.inference_mode()
+def quantise(module: torch.nn.Module) -> None:
+    """Replace, in place, linear layers in float32 on a CPU by ones in 8 bits, and all of BERT's.
+
+    Those of no more than one output stay: a score in 8 bits would tie with others.
+    """
+    _replace(module, quantisable, Int8Linear)
+
+
+def _replace(module: torch.nn.Module, fits: _Fits, make: _Make) -> None:
+    fused = has_gelu(module) and fits(module.dense)
     for name, child in module.named_children():
-        if replaceable(child):
-            setattr(module, name, Layers(child))
-        elif packable(child):
+        if replaceable(child, fits):
+            setattr(module, name, Layers(child, make))
+        elif fits(child):
+            assert isinstance(child, torch.nn.Linear)
             activation: Activation = "gelu" if fused and name == "dense" else "none"
-            setattr(module, name, PackedLinear(child, activation))
+            setattr(module, name, make(child, activation))
         else:
-            pack(child)
+            _replace(child, fits, make)
     if fused:
         module.intermediate_act_fn = torch.nn.Identity()
 
 
-def replaceable(module: Any) -> TypeGuard[torch.nn.Module]:
-    """Whether :class:`Layers` computes what ``module`` does."""
+def replaceable(module: Any, fits: _Fits) -> TypeGuard[torch.nn.Module]:
+    """Whether :class:`Layers` computes what ``module`` does, if its linear layers ``fits``."""
     kind = type(module)
     if kind.__name__ not in _ENCODERS or not kind.__module__.startswith("transformers."):
         return False
@@ -49,20 +79,18 @@ def replaceable(module: Any) -> TypeGuard[torch.nn.Module]:
         plain
         and config._attn_implementation == "sdpa"
         and len(module.layer) > 0
-        and all(
-            packable(layer.output.dense) and has_gelu(layer.intermediate) for layer in module.layer
-        )
+        and all(fits(layer.output.dense) and has_gelu(layer.intermediate) for layer in module.layer)
     )
 
 
 class Layers(torch.nn.Module):
     """Takes the place of the ``encoder`` inside a model of Transformers."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: Any, make: _Make) -> None:
         """Take over the layers of an encoder that is :func:`replaceable`."""
         super().__init__()
         heads = encoder.config.num_attention_heads
-        self._layers = [_Layer(layer, heads) for layer in encoder.layer]
+        self._layers = [_Layer(layer, heads, make) for layer in encoder.layer]
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
@@ -80,14 +108,14 @@ class Layers(torch.nn.Module):
 class _Layer:
     """Attention (Vaswani et al., 2017) and feed-forward network, each with its normalisation."""
 
-    def __init__(self, layer: Any, heads: int) -> None:
+    def __init__(self, layer: Any, heads: int, make: _Make) -> None:
         own, given = layer.attention.self, layer.attention.output
         self._heads = heads
-        self._asked = PackedLinear(_stacked(own.query, own.key, own.value))
-        self._mixed = PackedLinear(given.dense)
+        self._asked = make(_stacked(own.query, own.key, own.value), "none")
+        self._mixed = make(given.dense, "none")
         self._norm = given.LayerNorm
-        self._widened = PackedLinear(layer.intermediate.dense, "gelu")
-        self._narrowed = PackedLinear(layer.output.dense)
+        self._widened = make(layer.intermediate.dense, "gelu")
+        self._narrowed = make(layer.output.dense, "none")
         self._last_norm = layer.output.LayerNorm
 
     def __call__(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -29,7 +29,7 @@ from fusionrec.language.inference import (
     usable,
     weights_dtype,
 )
-from fusionrec.language.layers import pack
+from fusionrec.language.layers import pack, quantise
 from fusionrec.language.models import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL,
@@ -40,7 +40,6 @@ from fusionrec.language.models import (
     save_pretrained,
 )
 from fusionrec.language.precision import Precision
-from fusionrec.language.quantized import quantise
 
 
 class RerankerConfig(Config):

@@ -7,8 +7,8 @@ three ways: the cosine of its vectors to those of torch in float32 (or the corre
 scores), and the NDCG@10 on validation cases of the semantic source alone, of the fused list, and of
 the order that the reranker alone gives to the head of the fused list.
 
-ONNX Runtime and OpenVINO are measured where they are installed, with onnx and onnxscript to export
-the models; the library needs none of them.
+ONNX Runtime and OpenVINO are measured where the extra ``runtimes`` is installed; the library needs
+neither.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from pydantic import Field
 
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.runtimes import (
+    PACKAGES,
     Forward,
     WholeEncoder,
     WholeReranker,
     exported_runtimes,
+    missing_packages,
     torch_runtimes,
 )
 from benchmarks.harness.tables import table
@@ -159,8 +161,10 @@ def ndcg(items: Any, scores: FloatArray, cases: Cases) -> float:
     return float(METRICS["ndcg"](ranks, 10).mean())
 
 
-def measure(config: ModelBenchmark, work: Work, threads: int) -> list[dict[str, Any]]:
-    """A row for each runtime."""
+def measure(
+    config: ModelBenchmark, work: Work, threads: int, exports: Path
+) -> list[dict[str, Any]]:
+    """A row for each runtime; exported models are kept in the folder ``exports``."""
     torch.set_num_threads(threads)
     lengths = sorted((row for row in work.rows), key=lambda row: -len(row["input_ids"]))
     calibration = [
@@ -169,37 +173,36 @@ def measure(config: ModelBenchmark, work: Work, threads: int) -> list[dict[str, 
     ]
     exact: FloatArray | None = None
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        runtimes = torch_runtimes(work.make)
-        runtimes |= exported_runtimes(work.make(), calibration, Path(folder), threads)
-        for name, prepare in runtimes.items():
-            if exact is not None and not any(part in name for part in config.runtimes or ("",)):
-                continue
+    runtimes = torch_runtimes(work.make)
+    runtimes |= exported_runtimes(work.make, calibration, exports, threads)
+    for name, prepare in runtimes.items():
+        if exact is not None and not any(part in name for part in config.runtimes or ("",)):
+            continue
+        start = time.perf_counter()
+        forward = prepare()
+        result = in_batches(work.tokenizer, work.rows, forward, config.batch_size)
+        preparation = time.perf_counter() - start
+        seconds = []
+        for _ in range(config.repetitions):
             start = time.perf_counter()
-            forward = prepare()
             result = in_batches(work.tokenizer, work.rows, forward, config.batch_size)
-            preparation = time.perf_counter() - start
-            seconds = []
-            for _ in range(config.repetitions):
-                start = time.perf_counter()
-                result = in_batches(work.tokenizer, work.rows, forward, config.batch_size)
-                seconds.append(time.perf_counter() - start)
-            exact = result if exact is None else exact
-            one = pad(work.tokenizer, [work.rows[0]])
-            start = time.perf_counter()
-            for _ in range(20):
-                forward(one)
-            found.append(
-                {
-                    "runtime": name,
-                    "threads": threads,
-                    "items/s": len(work.rows) / min(seconds),
-                    "one, ms": (time.perf_counter() - start) / 20 * 1000,
-                    "first pass, s": preparation,
-                    **work.judge(result, exact),
-                }
-            )
-            console.print(found[-1])
+            seconds.append(time.perf_counter() - start)
+        exact = result if exact is None else exact
+        one = pad(work.tokenizer, [work.rows[0]])
+        start = time.perf_counter()
+        for _ in range(20):
+            forward(one)
+        found.append(
+            {
+                "runtime": name,
+                "threads": threads,
+                "items/s": len(work.rows) / min(seconds),
+                "one, ms": (time.perf_counter() - start) / 20 * 1000,
+                "first pass, s": preparation,
+                **work.judge(result, exact),
+            }
+        )
+        console.print(found[-1])
     return found
 
 
@@ -225,7 +228,8 @@ def padding(work: Work, batch_size: int) -> str:
 
 def report(tables: list[tuple[Work, str, list[dict[str, Any]]]]) -> str:
     """Markdown."""
-    lines = [f"# Language models by runtime, {today()}", "", describe()]
+    extra = () if missing_packages() else PACKAGES
+    lines = [f"# Language models by runtime, {today()}", "", describe(extra)]
     for work, waste, rows in tables:
         cells = [[_cell(name, value) for name, value in row.items()] for row in rows]
         lines += ["", f"## The {work.name}", "", waste, "", table(list(rows[0]), cells).rstrip()]
@@ -251,12 +255,15 @@ def main() -> None:
         some = cases.take(np.arange(min(config.reranked, len(cases))))
         fused = pipeline.retrieve(pipeline.embed(some.histories))
         works.append(reranker_work(config, pipeline, some, fused))
+    if sentence := missing_packages():
+        console.print(sentence)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     tables = []
     for work in works:
         rows = []
-        for threads in sorted({1, len(os.sched_getaffinity(0))}):
-            rows += measure(config, work, threads)
+        with tempfile.TemporaryDirectory() as folder:
+            for threads in sorted({1, len(os.sched_getaffinity(0))}):
+                rows += measure(config, work, threads, Path(folder))
         tables.append((work, padding(work, config.batch_size), rows))
         config.out.write_text(report(tables), encoding="utf-8")
     sys.stdout.write(report(tables))

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +19,14 @@ def today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def describe() -> str:
-    """A line on the hardware and one on the versions."""
+def describe(extra: Sequence[str] = ()) -> str:
+    """A line on the hardware and one on the versions, those of the ``extra`` packages included."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
     memory = re.search(r"(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))
     gib = int(memory[1]) / 2**20 if memory else 0
     cores = len(os.sched_getaffinity(0))
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    packages = ", ".join(f"{name} {version(name)}" for name in (*PACKAGES, *extra))
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     return (
         f"Hardware: {model[1] if model else platform.machine()}, {cores} cores, {gib:.0f} GiB; "

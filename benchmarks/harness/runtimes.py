@@ -95,26 +95,63 @@ def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[]
     }
 
 
+PACKAGES = ("onnx", "onnxruntime", "openvino")
+"""What :func:`exported_runtimes` needs."""
+
+
+def missing_packages() -> str | None:
+    """In a sentence, what is absent of ``PACKAGES`` and how to get it."""
+    absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if not absent:
+        return None
+    return (
+        f"ONNX Runtime and OpenVINO are not measured without {' and '.join(absent)}: "
+        "`pip install -c constraints.txt 'fusionrec[runtimes]'` brings them"
+    )
+
+
 def exported_runtimes(
-    module: torch.nn.Module, calibration: Sequence[Inputs], folder: Path, threads: int
+    make: Callable[[], torch.nn.Module], calibration: Sequence[Inputs], folder: Path, threads: int
 ) -> dict[str, Callable[[], Forward]]:
-    """As :func:`torch_runtimes`, for what is installed of ONNX Runtime and OpenVINO."""
-    if importlib.util.find_spec("onnxscript") is None:
+    """As :func:`torch_runtimes`, by ONNX Runtime and OpenVINO; none where these are missing.
+
+    Args:
+        make: the model in float32.
+        calibration: batches from which static quantisation takes its scales.
+        folder: where the exported models are kept, and found the next time.
+        threads: of a forward pass.
+    """
+    if missing_packages():
         return {}
     fp32, dynamic, static = (folder / f"{name}.onnx" for name in ("fp32", "dynamic", "static"))
-    if not fp32.is_file():
-        export(module, calibration[0], fp32)
-        quantise_exported(fp32, dynamic, static, calibration)
-    found: dict[str, Callable[[], Forward]] = {}
-    if importlib.util.find_spec("onnxruntime") is not None:
-        found["ONNX Runtime fp32"] = lambda: onnx_forward(fp32, threads)
-        found["ONNX Runtime int8, dynamic"] = lambda: onnx_forward(dynamic, threads)
-        found["ONNX Runtime int8, static"] = lambda: onnx_forward(static, threads)
-    if importlib.util.find_spec("openvino") is not None:
-        found["OpenVINO fp32"] = lambda: openvino_forward(fp32, threads, "f32")
-        found["OpenVINO bf16"] = lambda: openvino_forward(fp32, threads, "bf16")
-        found["OpenVINO int8, static"] = lambda: openvino_forward(static, threads, "f32")
-    return found
+
+    def exported() -> None:
+        if not static.is_file():
+            export(make(), calibration[0], fp32)
+            quantise_exported(fp32, dynamic, static, calibration)
+
+    def onnx(path: Path) -> Callable[[], Forward]:
+        def prepare() -> Forward:
+            exported()
+            return onnx_forward(path, threads)
+
+        return prepare
+
+    def openvino(path: Path, precision: str) -> Callable[[], Forward]:
+        def prepare() -> Forward:
+            exported()
+            return openvino_forward(path, threads, precision)
+
+        return prepare
+
+    return {
+        "ONNX Runtime fp32": onnx(fp32),
+        "ONNX Runtime int8, dynamic": onnx(dynamic),
+        "ONNX Runtime int8, static": onnx(static),
+        "OpenVINO fp32": openvino(fp32, "f32"),
+        "OpenVINO bf16": openvino(fp32, "bf16"),
+        "OpenVINO int8, static": openvino(static, "f32"),
+    }
 
 
 def export(module: torch.nn.Module, inputs: Inputs, path: Path) -> None:
@@ -133,7 +170,9 @@ def export(module: torch.nn.Module, inputs: Inputs, path: Path) -> None:
         )
 
 
-def quantise_exported(fp32: Path, dynamic: Path, static: Path, calibration: Sequence[Inputs]) -> None:
+def quantise_exported(
+    fp32: Path, dynamic: Path, static: Path, calibration: Sequence[Inputs]
+) -> None:
     """8-bit weights, activations scaled as they come (dynamic) or as in ``calibration``."""
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process

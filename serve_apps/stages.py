@@ -32,6 +32,7 @@ from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories
 from fusionrec.errors import BundleCorrupt, BundleError
 from fusionrec.fusion.model import Fused
 from fusionrec.residence import read_in
+from serve_apps.devices import hide_unassigned_gpus
 
 if TYPE_CHECKING:  # who deploys the stages need not import torch; their replicas do, in Held
     from fusionrec.serving.pipeline import Pipeline
@@ -79,6 +80,7 @@ class Held:
             BundleCorrupt: nothing of it is loaded.
         """
         keep_memory()
+        hide_unassigned_gpus()
         self._stage = stage
         self._embeds = embeds
         self._threads = threads

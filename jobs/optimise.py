@@ -1,8 +1,8 @@
 """Choose the precision that a pipeline's language models are served in.
 
 Measures the served list on validation cases with the models in float32 and, one after the other, in
-a faster precision: bf16 where the machine has instructions for it, int8 on other CPUs. Keeps that
-for a model where it is faster here and NDCG@10 stays within half a percent of float32. Leaves
+each faster precision that the machine has: bf16, and int8 on a CPU. Keeps for a model the fastest
+here with which NDCG@10 stays within half a percent of float32. Leaves
 ``inference.json``, which offline evaluation and the endpoint follow, and the figures in
 ``metrics.json``, from where they go into the manifest and before the gate. Times are printed and
 not kept: they differ from run to run, and equal pipelines must make equal bundles.
@@ -49,7 +49,7 @@ class OptimiseConfig(JobConfig):
     seed: int = Field(default=0, ge=0)
     """Seed of the sample."""
     precision: Literal["bf16", "int8"] | None = None
-    """The faster one; by default bf16 where this machine has instructions for it, else int8."""
+    """The only faster one to try; by default each that this machine has instructions for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +61,50 @@ class Served:
     """Seconds of the encoder for a history: the median over blocks of histories."""
     rerank_s: float
 
+    def seconds(self, model: str) -> float:
+        """Those of ``encoder`` or ``reranker``."""
+        return self.embed_s if model == "encoder" else self.rerank_s
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What was found for one model in one faster precision."""
+
+    measured: Measured
+    seconds: float
+    """For a history."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What was found for one model."""
 
     model: str
-    measured: Measured
     fp32_s: float
     """Seconds for a history."""
-    faster_s: float
+    tried: tuple[Tried, ...]
+    """At least one."""
+
+    @property
+    def best(self) -> Tried:
+        """The fastest that keeps the quality; where none does, the one that comes closest."""
+        kept = [tried for tried in self.tried if tried.measured.kept]
+        if kept:
+            return min(kept, key=lambda tried: tried.seconds)
+        return max(self.tried, key=lambda tried: tried.measured.faster)
 
     @property
     def precision(self) -> Precision:
         """What it is served in."""
-        better = self.measured.kept and self.faster_s < self.fp32_s
-        return self.measured.precision if better else Precision.FP32
+        measured = self.best.measured
+        better = measured.kept and self.best.seconds < self.fp32_s
+        return measured.precision if better else Precision.FP32
 
 
 def optimise(config: OptimiseConfig) -> list[Choice]:
     """Measure, choose, write; one choice for each model that is used, none where there is none.
 
-    Cost: ``max_cases`` lists are made once in float32 and once more for each model.
+    Cost: ``max_cases`` lists are made once in float32, and once more for each model and precision.
 
     Raises:
         ConfigError: the pipeline was fitted on another data set.
@@ -95,14 +117,14 @@ def optimise(config: OptimiseConfig) -> list[Choice]:
         console.print("No language model is used: there is nothing to choose.")
         return []
     # Here, because torch costs seconds that nobody needs where there is no model.
-    from fusionrec.language.inference import has_bf16, pick_device, usable
+    from fusionrec.language.inference import pick_device, usable
 
+    asked = [Precision(config.precision)] if config.precision else [Precision.BF16, Precision.INT8]
     device = pick_device(None)
-    faster = Precision.BF16 if has_bf16(device) else Precision.INT8
-    if config.precision is not None:
-        faster = Precision(config.precision)
-    if usable(faster, device, frozen=True) is not faster:
-        console.print(f"This machine has no {faster}: the models stay as they are.")
+    faster = [each for each in asked if usable(each, device, frozen=True) is each]
+    if not faster:
+        missing = " and no ".join(asked)
+        console.print(f"This machine has no {missing}: the models stay as they are.")
         return []
     validation = split(dataset, pipeline.config.protocol).validation
     cases = validation.sample(config.max_cases, config.seed)
@@ -123,26 +145,29 @@ def _used(pipeline: Pipeline) -> list[str]:
 
 
 def _choose(
-    pipeline: Pipeline, directory: Path, cases: Cases, models: list[str], faster: Precision
+    pipeline: Pipeline, directory: Path, cases: Cases, models: list[str], faster: list[Precision]
 ) -> list[Choice]:
-    """One faster model after the other; what is chosen for the encoder stays for the reranker."""
+    """One model after the other; what is chosen for the encoder stays for the reranker."""
     for model in models:
         _reload(pipeline, directory, model, Precision.FP32)
     before = measure(pipeline, cases, "fp32")
     choices = []
     for model in models:
-        if _reload(pipeline, directory, model, faster) is not faster:
-            console.print(f"The {model} has no {faster}: it stays as it is.")
-            continue
-        after = measure(pipeline, cases, f"{faster} {model}")
-        measured = Measured(
-            num_cases=len(cases), precision=faster, fp32=before.ndcg, faster=after.ndcg
-        )
-        seconds = [s.embed_s if model == "encoder" else s.rerank_s for s in (before, after)]
-        choice = Choice(model, measured, *seconds)
-        choices.append(choice)
-        if choice.precision is not faster:
-            _reload(pipeline, directory, model, choice.precision)
+        tried = []
+        for precision in faster:
+            if _reload(pipeline, directory, model, precision) is not precision:
+                console.print(f"The {model} has no {precision}.")
+                continue
+            after = measure(pipeline, cases, f"{precision} {model}")
+            measured = Measured(
+                num_cases=len(cases), precision=precision, fp32=before.ndcg, faster=after.ndcg
+            )
+            tried.append(Tried(measured, after.seconds(model)))
+        chosen = Precision.FP32
+        if tried:
+            choices.append(Choice(model, before.seconds(model), tuple(tried)))
+            chosen = choices[-1].precision
+        _reload(pipeline, directory, model, chosen)
     return choices
 
 
@@ -185,7 +210,7 @@ def measure(pipeline: Pipeline, cases: Cases, name: str) -> Served:
 def _write(directory: Path, choices: list[Choice]) -> None:
     """``inference.json`` comes last: without it the models are served by the defaults."""
     forget_measurements(directory)
-    metrics = InferenceMetrics(**{choice.model: choice.measured for choice in choices})
+    metrics = InferenceMetrics(**{choice.model: choice.best.measured for choice in choices})
     document = {"inference": metrics.model_dump(mode="json", exclude_none=True)}
     text = json.dumps(document, indent=1, sort_keys=True) + "\n"
     (directory / "metrics.json").write_text(text, encoding="utf-8")
@@ -200,18 +225,15 @@ def main() -> None:
     choices = optimise(config)
     if not choices:
         return
-    faster = choices[0].measured.precision
-    columns = ("fp32, ms", f"{faster}, ms", "NDCG@10 fp32", f"NDCG@10 {faster}", "served in")
-    table = Table("model", *columns)
+    table = Table("model", "precision", "ms", "NDCG@10", "served")
     for choice in choices:
-        table.add_row(
-            choice.model,
-            f"{choice.fp32_s * 1000:.2f}",
-            f"{choice.faster_s * 1000:.2f}",
-            f"{choice.measured.fp32:.4f}",
-            f"{choice.measured.faster:.4f}",
-            choice.precision,
-        )
+        fp32 = choice.tried[0].measured.fp32
+        rows = [(Precision.FP32, choice.fp32_s, fp32)] + [
+            (each.measured.precision, each.seconds, each.measured.faster) for each in choice.tried
+        ]
+        for precision, seconds, ndcg in rows:
+            served = "yes" if precision is choice.precision else ""
+            table.add_row(choice.model, precision, f"{seconds * 1000:.2f}", f"{ndcg:.4f}", served)
     console.print(table)
     sys.stdout.write(f"precision: {config.pipeline / INFERENCE}\n")
 

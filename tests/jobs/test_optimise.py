@@ -25,7 +25,9 @@ BF16, FP32, INT8 = Precision.BF16, Precision.FP32, Precision.INT8
 def config(fitted, synthetic, tmp_path, monkeypatch) -> OptimiseConfig:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     place = shutil.copytree(fitted, tmp_path / "pipeline")
-    return OptimiseConfig(pipeline=place, dataset=synthetic.directory, max_cases=40)
+    return OptimiseConfig(
+        pipeline=place, dataset=synthetic.directory, max_cases=40, precision="bf16"
+    )
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *found: Served) -> list[tuple[Precision, Precision]]:
@@ -43,9 +45,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *found: Served) -> list[tuple[Prec
 def test_what_is_measured_is_written_and_let_through(config, tmp_path):
     """Nothing is scripted: which precision is faster here is the machine's business."""
     write_cases(config.pipeline, ["of another precision"], [0.5])
-    choices = optimise(config)
+    choices = optimise(config.model_copy(update={"precision": None}))
     assert [choice.model for choice in choices] == ["encoder", "reranker"]
-    assert all(choice.fp32_s > 0 and choice.faster_s > 0 for choice in choices)
+    assert all(choice.fp32_s > 0 for choice in choices)
+    for choice in choices:
+        assert [each.measured.precision for each in choice.tried] == [BF16, INT8]
+        assert all(each.seconds > 0 for each in choice.tried)
     chosen = {choice.model: choice.precision for choice in choices}
     assert read_inference(config.pipeline) == InferenceConfig(**chosen)
     assert not (config.pipeline / "validation.parquet").exists()
@@ -86,18 +91,50 @@ def test_worse_or_slower_is_not_kept(config, monkeypatch, encoder):
     assert read_inference(config.pipeline) == InferenceConfig(encoder=FP32, reranker=BF16)
 
 
+FP32_TIMES = Served(0.4, 0.02, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "int8", "chosen", "told"),
+    [
+        ((0.4, 0.010), (0.399, 0.008), INT8, INT8),
+        ((0.4, 0.008), (0.4, 0.010), BF16, BF16),
+        ((0.4, 0.010), (0.39, 0.008), BF16, BF16),
+        ((0.38, 0.010), (0.39, 0.008), FP32, INT8),
+        ((0.4, 0.030), (0.39, 0.008), FP32, BF16),
+    ],
+)
+def test_of_several_precisions_the_fastest_as_good_one(
+    config, monkeypatch, bf16, int8, chosen, told
+):
+    encoder = [Served(ndcg, seconds, 0.2) for ndcg, seconds in (bf16, int8)]
+    reranker = [Served(0.4, 0.02, 0.1), Served(0.1, 0.02, 0.05)]
+    loaded = scripted(monkeypatch, FP32_TIMES, *encoder, *reranker)
+    first, second = optimise(config.model_copy(update={"precision": None}))
+    assert loaded == [
+        *((FP32, FP32), (BF16, FP32), (INT8, FP32)),
+        *((chosen, BF16), (chosen, INT8)),
+    ]
+    assert (first.precision, second.precision) == (chosen, BF16)
+    assert read_inference(config.pipeline) == InferenceConfig(encoder=chosen, reranker=BF16)
+    kept = json.loads((config.pipeline / "metrics.json").read_text())["inference"]
+    assert kept["encoder"]["precision"] == told
+
+
 def test_the_table(config, monkeypatch, capfd):
     scripted(monkeypatch, Served(0.4, 0.02, 0.2), Served(0.4, 0.00612, 0.2), Served(0.1, 0.02, 0.1))
     place, dataset = str(config.pipeline), str(config.dataset)
-    monkeypatch.setattr("sys.argv", ["optimise", "--pipeline", place, "--dataset", dataset])
+    flags = ["--pipeline", place, "--dataset", dataset, "--precision", "bf16"]
+    monkeypatch.setattr("sys.argv", ["optimise", *flags])
     job.main()
     said = capfd.readouterr()
-    lines = {line.split()[1]: line for line in said.err.splitlines() if "0.4000" in line}
-    assert "20.00" in lines["encoder"]
-    assert "6.12" in lines["encoder"]
-    assert "bf16" in lines["encoder"]
-    assert "0.1000" in lines["reranker"]
-    assert "fp32" in lines["reranker"]
+    rows = [line.strip("│ ").split("│") for line in said.err.splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["encoder", "fp32", "20.00", "0.4000"],
+        ["encoder", "bf16", "6.12", "0.4000", "yes"],
+        ["reranker", "fp32", "200.00", "0.4000", "yes"],
+        ["reranker", "bf16", "100.00", "0.1000"],
+    ]
     assert said.out == f"precision: {config.pipeline / 'inference.json'}\n"
 
 
@@ -115,9 +152,8 @@ def test_a_reranker_without_weight_is_not_measured(config, monkeypatch):
 def test_int8_without_instructions_for_bf16_or_where_asked_for(
     config, monkeypatch, tmp_path, asked
 ):
-    if asked:
-        config = config.model_copy(update={"precision": "int8"})
-    else:
+    config = config.model_copy(update={"precision": "int8" if asked else None})
+    if not asked:
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     loaded = scripted(
         monkeypatch, Served(0.4, 0.02, 0.2), Served(0.4, 0.01, 0.2), Served(0.39, 0.01, 0.1)
@@ -152,8 +188,10 @@ def test_a_model_that_has_no_int8_stays(config, monkeypatch, capfd):
 def test_int8_is_measured_as_it_is_served(config):
     """Nothing is scripted."""
     choices = optimise(config.model_copy(update={"precision": "int8"}))
-    assert [choice.measured.precision for choice in choices] == [INT8, INT8]
-    assert all(choice.measured.faster > 0.8 * choice.measured.fp32 > 0 for choice in choices)
+    for choice in choices:
+        [tried] = choice.tried
+        assert tried.measured.precision is INT8
+        assert tried.measured.faster > 0.8 * tried.measured.fp32 > 0
 
 
 def test_without_a_model_or_anything_faster_nothing_changes(config, monkeypatch, capfd):

@@ -66,6 +66,8 @@ class ModelBenchmark(JobConfig):
     """Of these, cases whose candidates are scored by the reranker."""
     batch_size: int = Field(default=32, ge=1)
     """Texts of one pass: what the endpoint gathers under load."""
+    threads: tuple[int, ...] = ()
+    """Of a forward pass; by default one, then as many as there are cores."""
     repetitions: int = Field(default=3, ge=1)
     """Passes over the texts; the fastest counts."""
     runtimes: tuple[str, ...] = ()
@@ -262,7 +264,7 @@ def main() -> None:
     for work in works:
         rows = []
         with tempfile.TemporaryDirectory() as folder:
-            for threads in sorted({1, len(os.sched_getaffinity(0))}):
+            for threads in config.threads or sorted({1, len(os.sched_getaffinity(0))}):
                 rows += measure(config, work, threads, Path(folder))
         tables.append((work, padding(work, config.batch_size), rows))
         config.out.write_text(report(tables), encoding="utf-8")

@@ -32,7 +32,7 @@ class Int8Linear(torch.nn.Module):
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         levels = torch.round(weight / self._scales[:, None]).to(torch.int8)
         self._packed: Any = torch.ops.onednn.qlinear_prepack(levels, None)
-        self._activation = (activation, [], "none" if activation == "gelu" else "")
+        self._activation: tuple[Any, ...] = (activation, [], "none" if activation == "gelu" else "")
         # Without these instructions two products of 8 bits are added up in 16, and may not fit.
         has_vnni = torch.cpu.get_capabilities().get("avx512_vnni", False)
         # One level less than there are, so that nothing is rounded beyond the last.

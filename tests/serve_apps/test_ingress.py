@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fusionrec.client.calls import TIMEOUT_S
 from serve_apps import ingress
-from serve_apps.ingress import PIDS, SWITCH, free_ports, prefer_haproxy, stop_haproxy
+from serve_apps.ingress import PIDS, SWITCH, free_ports, prepare_ingress, stop_haproxy
 
 
 def test_what_it_makes_it_removes_and_nothing_else(tmp_path: Path):
@@ -14,7 +15,7 @@ def test_what_it_makes_it_removes_and_nothing_else(tmp_path: Path):
     theirs.mkdir()
     (theirs / "pids").write_text("1\n")
     environment = {PIDS: str(theirs / "pids"), "RAY_worker_niceness": "3"}
-    assert prefer_haproxy(environment)
+    assert prepare_ingress(environment)
     made = Path(environment[PIDS]).parent
     assert made != theirs
     assert made.is_dir()
@@ -24,10 +25,14 @@ def test_what_it_makes_it_removes_and_nothing_else(tmp_path: Path):
     assert (theirs / "pids").is_file()
 
 
-def test_it_can_be_refused():
+def test_without_haproxy_a_dead_proxy_is_noticed_within_a_client_s_patience():
+    from ray.serve._private.constants import PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD
+
     environment = {SWITCH: "0"}
-    assert not prefer_haproxy(environment)
-    assert environment == {SWITCH: "0"}
+    assert not prepare_ingress(environment)
+    period_s = float(environment["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"])
+    assert period_s * PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD < TIMEOUT_S / 2
+    assert not any("HAPROXY" in name for name in environment)
 
 
 def test_free_ports_are_none_that_the_system_gives_by_chance(monkeypatch: pytest.MonkeyPatch):

@@ -130,6 +130,8 @@ class Stage:
         arguments: Callable[[int, int], tuple[Any, ...]],
         join: Callable[[Sequence[R]], R],
         timeout_s: float,
+        *,
+        hurried: bool = False,
     ) -> R:
         """Call the stage with a batch, in as many parts as it has replicas of its own.
 
@@ -142,6 +144,8 @@ class Stage:
             arguments: of the call with the rows from ``start`` to ``stop``.
             join: puts the answers to the parts together.
             timeout_s: all of it is given up after so long.
+            hurried: whether the callers have less time than the stage may fairly take: that they
+                could not wait says nothing of it.
 
         Raises:
             StageDown: the circuit is open.
@@ -157,7 +161,7 @@ class Stage:
         started = time.monotonic()
         self._running += parts
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as limit:
                 calls = [
                     self._call(stop - start, arguments(start, stop), lone=lone)
                     for start, stop in pairwise(bounds)
@@ -170,7 +174,8 @@ class Stage:
                 self._learn(row_s)
             raise
         except Exception:
-            self.circuit.failed()
+            if not (hurried and limit.expired()):
+                self.circuit.failed()
             raise
         finally:
             self._running -= parts

@@ -33,9 +33,10 @@ from fusionrec.serving.schemas import (
     UsersResponse,
 )
 from serve_apps.api import Unavailable, UnknownBundle, build_api
+from serve_apps.batch import Job, milliseconds
 from serve_apps.batching import Batcher, Late
 from serve_apps.calls import MIN_PART, Handle, Stage
-from serve_apps.composition import Composition, Job, milliseconds
+from serve_apps.composition import Composition
 from serve_apps.keys import guard
 from serve_apps.metrics import Metrics
 from serve_apps.security import Access, Door
@@ -107,6 +108,7 @@ class Gateway:
         self._composition = Composition(
             embed,
             *others,
+            timeout_s=config.timeout_s,
             stage_timeout_s=config.stage_timeout_s,
             vector_cache=config.vector_cache,
             metrics=metrics,

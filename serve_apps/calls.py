@@ -1,6 +1,6 @@
 """Calls of one stage: on any replica that is there, in parts, again where one died, or not at all.
 
-A part that fails is sent again, to whatever replica Serve chooses next: the stages are idempotent.
+A part that fails is sent again, to another replica where there is one: the stages are idempotent.
 A stage that keeps failing is left alone for a while (a circuit breaker), so that nobody waits for
 it; then one call at a time tries whether it is back. Knows nothing of HTTP.
 """
@@ -13,6 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
+
+from serve_apps.delivery import Delivery
+from serve_apps.stages import BundleNotHeld
 
 logger = logging.getLogger("ray.serve")
 
@@ -108,6 +111,9 @@ class Stage:
         """How many there are; set by whoever knows."""
         self.batches: Callable[[], int] = lambda: 1
         """How many batches are under way, here or in another stage; set by whoever knows."""
+        self.refused: Callable[[], None] = lambda: None
+        """Told when a replica does not hold the bundle that it is asked for; set by whoever can
+        have it load that."""
         self.circuit = Circuit()
         self._on_call = on_call
         self._on_retry = on_retry
@@ -188,10 +194,10 @@ class Stage:
         self._row_s, self._learned = row_s, time.monotonic()
 
     async def _call(self, rows: int, arguments: tuple[Any, ...], *, lone: bool) -> Any:
-        # Lone calls go to the replica that had the one before, others take turns: so does a retry.
+        delivery = Delivery(lone)
         for attempt in range(ATTEMPTS):
             self._on_call(self.name, rows)
-            response = getattr(self.handle, self.name).remote(*arguments, lone=lone and not attempt)
+            response = getattr(self.handle, self.name).remote(*arguments, delivery=delivery)
             try:
                 return await response
             except asyncio.CancelledError:
@@ -200,8 +206,11 @@ class Stage:
                     cancel()  # or the replica would go on
                 raise
             except Exception as error:
+                if isinstance(error, BundleNotHeld):
+                    self.refused()
                 if attempt + 1 == ATTEMPTS:
                     raise
+                delivery.failed()
                 logger.warning("stage %s is called again after %r", self.name, error)
                 self._on_retry(self.name)
                 await asyncio.sleep(_PAUSE_S * 2**attempt)

@@ -1,5 +1,4 @@
-"""What a call of a stage says of itself: to the router, which is in the same process, and to the
-replica that the router chooses."""
+"""What a call of a stage says of itself, to the router and to the replica that this one chooses."""
 
 from __future__ import annotations
 
@@ -15,7 +14,8 @@ class Delivery:
     tried: set[str] = field(default_factory=set)
     """Ids of replicas that failed it; any other is better."""
     chosen: str | None = None
-    """Id of the replica that it is sent to; set by the router."""
+    """Id of the replica that it is sent to; set by the router, which is in
+    the same process."""
 
     def failed(self) -> None:
         """The chosen replica did not answer it; the next one has no reason to hurry."""

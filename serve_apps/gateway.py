@@ -132,6 +132,7 @@ class Gateway:
         self._composition.last_stage = self._batcher.last_stage
         for stage in self._stages:
             stage.batches = lambda: self._batcher.running
+            stage.refused = self._shelf.confirm_soon
         metrics.sample(
             queue_depth=lambda: self._batcher.waiting,
             running_batches=lambda: self._batcher.running,

@@ -4,6 +4,9 @@ Serve's own router takes one of those with the shortest queue at random, and cal
 the same turn of the event loop all see the queues as they were before: of two batches for two idle
 replicas, both went to the same one half of the time, and the other one did nothing.
 
+A call that failed goes to a replica that did not fail it: one that fails at once, for lack of a
+bundle, say, has the shortest queue of all, and would get it again.
+
 A batch that is alone goes to the replica that had the last one, whose weights are still in the
 processor's caches: a single request is answered sooner than where the replicas take turns.
 """
@@ -19,6 +22,8 @@ from ray.serve._private.common import ReplicaID
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
+
+from serve_apps.delivery import Delivery
 
 _SENDING_S = 0.01
 """Between the choice of a replica and its queue's being counted as longer; a turn or two of the
@@ -44,14 +49,16 @@ class LeastLoadedRouter(PowerOfTwoChoicesRequestRouter):
         """The candidates for one call, best first, each in case the one before is full."""
         near = self.apply_locality_routing(pending_request=pending_request)
         replicas = {r.replica_id: r for r in candidate_replicas if r.replica_id in near}
-        lone = pending_request is not None and pending_request.kwargs.get("lone", False)
-        best = sorted(replicas, key=partial(self._load, lone=lone))[:_CONSIDERED]
+        kwargs = {} if pending_request is None else pending_request.kwargs
+        delivery = kwargs.get("delivery") or Delivery()
+        best = sorted(replicas, key=partial(self._cost, delivery=delivery))[:_CONSIDERED]
         if not best:
             return []
         self._turn += 1
         self._chosen = {r: turn for r, turn in self._chosen.items() if r in self._replica_id_set}
         self._chosen[best[0]] = self._turn
         self._sending[best[0]] += 1
+        delivery.chosen = best[0].unique_id
         asyncio.get_running_loop().call_later(_SENDING_S, self._sent, best[0])
         return [[replicas[replica]] for replica in best]
 
@@ -59,7 +66,11 @@ class LeastLoadedRouter(PowerOfTwoChoicesRequestRouter):
         self._sending[replica] -= 1
         self._sending += Counter()  # keeps what is positive
 
-    def _load(self, replica: ReplicaID, *, lone: bool) -> tuple[int, int]:
+    def _cost(self, replica: ReplicaID, *, delivery: Delivery) -> tuple[bool, int, int]:
         queue = self.replica_queue_len_cache.get(replica) or 0
         turn = self._chosen.get(replica, 0)
-        return queue + self._sending[replica], -turn if lone else turn
+        return (
+            replica.unique_id in delivery.tried,
+            queue + self._sending[replica],
+            -turn if delivery.lone else turn,
+        )

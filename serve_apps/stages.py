@@ -1,11 +1,11 @@
 """The stages that hold a part of the pipeline: plain classes; recommend.py wraps them.
 
 Every call names the bundle that it wants and carries a whole batch, or the part of one that falls
-to this replica. Where it is the ``lone`` one under way, its model may have all cores. Model code
-runs in the one worker thread of a replica, so that its event loop stays free for health checks and
-cancellation; more throughput comes from more replicas. What can do without a text model in the same
-replica has a spare thread, and another bundle is loaded beside those that are held in one of its
-own, while these go on answering.
+to this replica. Where its delivery is the lone one under way, its model may have all cores. Model
+code runs in the one worker thread of a replica, so that its event loop stays free for health checks
+and cancellation; more throughput comes from more replicas. What can do without a text model in the
+same replica has a spare thread, and another bundle is loaded beside those that are held in one of
+its own, while these go on answering.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories
 from fusionrec.errors import BundleCorrupt, BundleError
 from fusionrec.fusion.model import Fused
 from fusionrec.residence import read_in
+from serve_apps.delivery import Delivery
 
 if TYPE_CHECKING:  # who deploys the stages need not import torch; their replicas do, in Held
     from fusionrec.serving.pipeline import Pipeline
@@ -46,6 +47,10 @@ _TURN = Path(tempfile.gettempdir()) / f"fusionrec-loading-{os.getuid()}"
 """A file that the replica which loads a bundle has locked."""
 _RERANK_ROWS = 4
 """Histories reranked between two looks at whether their askers are still there."""
+
+
+SHARED = Delivery()
+"""Of a call beside others, by default."""
 
 
 class BundleNotHeld(BundleError):
@@ -85,6 +90,7 @@ class Held:
         self._lone_threads = lone_threads or threads
         self._store = BundleStore(Path(bundles))
         self._pipelines: dict[str, Pipeline] = {}
+        self._loading: dict[str, asyncio.Future[Pipeline]] = {}
         self._worker = ThreadPoolExecutor(1, f"{stage}-model")
         self._spare = ThreadPoolExecutor(1, f"{stage}-spare")
         self._loader = ThreadPoolExecutor(1, f"{stage}-loader", step_back)
@@ -102,11 +108,10 @@ class Held:
         Raises:
             BundleCorrupt: one cannot be used; what was held before still is.
         """
-        loop = asyncio.get_running_loop()
         for bundle in bundles:
             if bundle not in self._pipelines:
-                pipeline = await loop.run_in_executor(self._loader, self._load_in_turn, bundle)
-                self._pipelines[bundle] = pipeline
+                # For others who wait for it, it goes on when this call is given up.
+                self._pipelines[bundle] = await asyncio.shield(self._loaded(bundle))
         for bundle in set(self._pipelines) - set(bundles):
             del self._pipelines[bundle]
         return list(self._pipelines)
@@ -141,6 +146,16 @@ class Held:
 
         thread = self._spare if spare else self._worker
         return await asyncio.get_running_loop().run_in_executor(thread, do)
+
+    def _loaded(self, bundle: str) -> asyncio.Future[Pipeline]:
+        """The pipeline of a bundle, loaded once for all gateways that ask for it meanwhile."""
+        loading = self._loading.get(bundle)
+        if loading is None:
+            loop = asyncio.get_running_loop()
+            loading = loop.run_in_executor(self._loader, self._load_in_turn, bundle)
+            self._loading[bundle] = loading
+            loading.add_done_callback(lambda _: self._loading.pop(bundle))
+        return loading
 
     def _load_first(self, bundle: str | None) -> tuple[str, Pipeline]:
         """The bundle to begin with: where the current one is damaged, the one before it.
@@ -217,11 +232,11 @@ class Embedder:
         return await self._held.hold(bundles)
 
     async def embed(
-        self, bundle: str, histories: Histories, *, lone: bool = False
+        self, bundle: str, histories: Histories, *, delivery: Delivery = SHARED
     ) -> FloatArray | None:
         """[B, D] vectors; None where the bundle has no encoder."""
         return await self._held.run(
-            bundle, lambda pipeline: pipeline.embed(histories).vectors, lone=lone
+            bundle, lambda pipeline: pipeline.embed(histories).vectors, lone=delivery.lone
         )
 
 
@@ -238,11 +253,11 @@ class Retriever:
         return await self._held.hold(bundles)
 
     async def retrieve(
-        self, bundle: str, histories: Histories, depth: int | None, *, lone: bool = False
+        self, bundle: str, histories: Histories, depth: int | None, *, delivery: Delivery = SHARED
     ) -> Fused:
         """B histories × C candidates, best first; the first ``depth`` where it is a number."""
         return await self._held.run(
-            bundle, lambda pipeline: pipeline.retrieve(histories).head(depth), lone=lone
+            bundle, lambda pipeline: pipeline.retrieve(histories).head(depth), lone=delivery.lone
         )
 
 
@@ -292,7 +307,7 @@ class EmbeddingRetriever:
         missing: BoolArray,
         timeout_s: float,
         *,
-        lone: bool = False,
+        delivery: Delivery = SHARED,
     ) -> Found:
         """As :meth:`Retriever.retrieve`, after the vectors that are ``missing`` [B].
 
@@ -303,7 +318,7 @@ class EmbeddingRetriever:
             return pipeline.retrieve(histories).head(depth)
 
         if not missing.any():
-            fused = await self._held.run(bundle, find, lone=lone, spare=True)
+            fused = await self._held.run(bundle, find, lone=delivery.lone, spare=True)
             return Found(fused, np.empty((0, 0), dtype=np.float32))
         embedded, abandoned = threading.Event(), threading.Event()
 
@@ -320,7 +335,7 @@ class EmbeddingRetriever:
             embed_s = time.monotonic() - began
             return Found(pipeline.retrieve(asked).head(depth), made, embed_s)
 
-        work = asyncio.ensure_future(self._held.run(bundle, embed_and_find, lone=lone))
+        work = asyncio.ensure_future(self._held.run(bundle, embed_and_find, lone=delivery.lone))
         try:
             await asyncio.wait([work], timeout=timeout_s)
             if work.done() or embedded.is_set():
@@ -331,7 +346,7 @@ class EmbeddingRetriever:
             abandoned.set()
             work.cancel()
         logger.warning("no text vectors after %.3g s, retrieving without them", timeout_s)
-        fused = await self._held.run(bundle, find, lone=lone, spare=True)
+        fused = await self._held.run(bundle, find, lone=delivery.lone, spare=True)
         return Found(fused, None, timeout_s)
 
 
@@ -359,7 +374,7 @@ class Reranker:
         return await self._held.hold(bundles)
 
     async def rerank(
-        self, bundle: str, histories: Histories, items: CodeArray, *, lone: bool = False
+        self, bundle: str, histories: Histories, items: CodeArray, *, delivery: Delivery = SHARED
     ) -> FloatArray:
         """[B, R] scores of ``items`` [B, R] from 0 to 1.
 
@@ -375,5 +390,5 @@ class Reranker:
             ) -> FloatArray:
                 return pipeline.rerank_scores(rows, top)
 
-            parts.append(await self._held.run(bundle, score, lone=lone))
+            parts.append(await self._held.run(bundle, score, lone=delivery.lone))
         return np.concatenate(parts)

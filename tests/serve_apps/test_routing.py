@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +19,11 @@ from ray.serve._private.common import (
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve.config import RequestRouterConfig
 
+from serve_apps.calls import Stage
+from serve_apps.delivery import Delivery
 from serve_apps.recommend import ROUTING
 from serve_apps.routing import LeastLoadedRouter
+from serve_apps.stages import BundleNotHeld
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 METADATA = RequestMetadata(request_id="r", internal_request_id="i")
@@ -36,7 +41,12 @@ def _router() -> LeastLoadedRouter:
 
 
 def _choose(
-    router: LeastLoadedRouter, names: str, queues: dict[str, int], *, lone: bool = False
+    router: LeastLoadedRouter,
+    names: str,
+    queues: dict[str, int],
+    *,
+    lone: bool = False,
+    tried: str = "",
 ) -> list[str]:
     replicas: list[Any] = [
         SimpleNamespace(replica_id=ReplicaID(name, deployment_id=STAGE)) for name in names
@@ -45,10 +55,15 @@ def _choose(
     for name, length in queues.items():
         router.replica_queue_len_cache.update(ReplicaID(name, deployment_id=STAGE), length)
 
-    async def choose() -> list[list[Any]]:
+    async def choose() -> list[str]:
         # Made here: it wants a running loop.
-        request = PendingRequest(args=[], kwargs={"lone": lone}, metadata=METADATA)
-        return await router.choose_replicas(replicas, request)
+        delivery = Delivery(lone, set(tried))
+        request = PendingRequest(args=[], kwargs={"delivery": delivery}, metadata=METADATA)
+        ranks = await router.choose_replicas(replicas, request)
+        assert delivery.chosen == next(
+            (r.replica_id.unique_id for rank in ranks for r in rank), None
+        )
+        return ranks
 
     ranks = asyncio.run(choose())
     return [replica.replica_id.unique_id for rank in ranks for replica in rank]
@@ -76,6 +91,15 @@ def test_the_shortest_queue_comes_first():
     router = _router()
     for _ in range(2):
         assert _choose(router, "abc", {"a": 5, "b": 0, "c": 3}) == ["b", "c"]
+
+
+def test_a_call_that_failed_goes_elsewhere_where_there_is_an_elsewhere():
+    """Though the queue of the replica that failed it is the shortest."""
+    router = _router()
+    for _ in range(3):
+        assert _choose(router, "abc", {"a": 0, "b": 5, "c": 3}, tried="a") == ["c", "b"]
+    assert _choose(router, "abc", {"a": 0, "b": 5, "c": 3}, tried="ac") == ["b", "a"]
+    assert _choose(router, "a", {"a": 0}, tried="a") == ["a"]
 
 
 def test_a_replica_that_is_gone_is_forgotten():
@@ -110,6 +134,45 @@ def test_two_calls_on_two_idle_replicas_use_both():
         assert all(len(pair) == 2 for pair in asyncio.run(pairs()))
     finally:
         serve.delete("busy")
+
+
+@serve.deployment(num_replicas=2, request_router_config=ROUTING, ray_actor_options={"num_cpus": 0})
+class Lacking:
+    """The first of its replicas lacks all bundles, and says so at once; the other works a while."""
+
+    def __init__(self, first: str) -> None:
+        try:
+            Path(first).touch(exist_ok=False)
+            self._lacks = True
+        except FileExistsError:
+            self._lacks = False
+
+    async def work(self, *, delivery: Delivery) -> bool:
+        assert not delivery.lone
+        if self._lacks:
+            raise BundleNotHeld("not this one")
+        await asyncio.sleep(0.02)
+        return True
+
+
+def test_a_replica_that_lacks_a_bundle_swallows_no_call(tmp_path: Path):
+    handle = serve.run(  # type: ignore[attr-defined]
+        Lacking.bind(str(tmp_path / "first")), name="lacking", route_prefix=None
+    )
+    try:
+        stage = Stage("work", handle)
+        refusals: list[int] = []
+        stage.refused = lambda: refusals.append(1)
+        stage.batches = lambda: 2
+
+        async def calls() -> list[bool]:
+            call = partial(stage.call, 1, lambda *_: (), any, 60)
+            return await asyncio.gather(*(call() for _ in range(64)))
+
+        assert all(asyncio.run(calls()))
+        assert refusals
+    finally:
+        serve.delete("lacking")
 
 
 def test_the_stages_are_routed_so():

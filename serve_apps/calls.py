@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 from serve_apps.delivery import Delivery
+from serve_apps.sparing import Sparing
 from serve_apps.stages import BundleNotHeld
 
 logger = logging.getLogger("ray.serve")
@@ -115,6 +116,7 @@ class Stage:
         """Told when a replica does not hold the bundle that it is asked for; set by whoever can
         have it load that."""
         self.circuit = Circuit()
+        self._log = Sparing(logger)
         self._on_call = on_call
         self._on_retry = on_retry
         self._row_s = 0.0
@@ -211,7 +213,7 @@ class Stage:
                 if attempt + 1 == ATTEMPTS:
                     raise
                 delivery.failed()
-                logger.warning("stage %s is called again after %r", self.name, error)
+                self._log.warning("stage %s is called again after %r", self.name, error)
                 self._on_retry(self.name)
                 await asyncio.sleep(_PAUSE_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")

@@ -28,6 +28,7 @@ from serve_apps.batching import Entry
 from serve_apps.cache import VectorCache
 from serve_apps.calls import Circuit, Stage, StageDown
 from serve_apps.metrics import Metrics
+from serve_apps.sparing import Sparing
 from serve_apps.stages import Found
 from serve_apps.tracing import Tracer
 
@@ -80,6 +81,7 @@ class Composition:
         self._fair_s = _FAIR * min(self._embed_limit_s, _EMBED_SHARE * timeout_s)
         self._cache = VectorCache(vector_cache)
         self._metrics = metrics
+        self._log = Sparing(logger)
         self._tracer = tracer
         self.last_stage: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while a batch is reranked; set by whoever sends the batches."""
@@ -254,7 +256,7 @@ class Composition:
                 self._remember(batch, found, failed=not hurried)
             return found.fused
         except Exception as error:
-            logger.error("stage retrieve failed, no answer: %r", error)
+            self._log.warning("stage %s failed, no answer: %r", "retrieve", error)
             raise Unavailable from error
         finally:
             batch.trace.timings_ms["retrieve"] = milliseconds(time.monotonic() - started - embed_s)
@@ -326,7 +328,7 @@ class Composition:
 
     def _degrade(self, trace: Trace, stage: str, error: Exception) -> None:
         trace.degraded.append(stage)
-        logger.warning("stage %s failed, answering without it: %r", stage, error)
+        self._log.warning("stage %s failed, answering without it: %r", stage, error)
 
 
 def _with_known(histories: Histories, known: Sequence[FloatArray | None]) -> Histories:

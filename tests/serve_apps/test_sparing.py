@@ -1,4 +1,5 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ def test_the_same_thing_of_the_same_subject_is_said_once_in_a_while(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     now = [100.0]
-    monkeypatch.setattr(sparing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sparing, "time", SimpleNamespace(monotonic=lambda: now[0]))
     log = Sparing(LOGGER, every_s=10)
     for stage in ("embed", "embed", "rerank", "embed"):
         log.warning("%s failed: %r", stage, 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -46,6 +47,8 @@ _LOADING_NICENESS = 5
 """Linux gives a thread of this niceness a third of the time of one that answers requests."""
 _TURN = Path(tempfile.gettempdir()) / f"fusionrec-loading-{os.getuid()}"
 """A file that the replica which loads a bundle has locked."""
+_IN_USE_S = 5.0
+"""A bundle that was asked for so recently is in use."""
 _RERANK_ROWS = 4
 """Histories reranked between two looks at whether their askers are still there."""
 
@@ -91,6 +94,8 @@ class Held:
         self._lone_threads = lone_threads or threads
         self._store = BundleStore(Path(bundles))
         self._pipelines: dict[str, Pipeline] = {}
+        self._used: dict[str, float] = {}
+        """When a bundle was asked for last."""
         self._loading: dict[str, asyncio.Future[Pipeline]] = {}
         self._worker = ThreadPoolExecutor(1, f"{stage}-model")
         self._spare = ThreadPoolExecutor(1, f"{stage}-spare")
@@ -99,9 +104,10 @@ class Held:
         self._pipelines[first] = pipeline
 
     async def hold(self, bundles: Sequence[str]) -> list[str]:
-        """Load those of ``bundles`` that are not held yet, let go of all others.
+        """Load those of ``bundles`` that are not held yet, let go of others that nobody uses.
 
-        Work under way keeps what it has begun with.
+        Work under way keeps what it has begun with. A gateway that is behind with its swaps may
+        still answer from a bundle that this one needs no longer: it goes the next time.
 
         Returns:
             The ids that are held.
@@ -113,8 +119,11 @@ class Held:
             if bundle not in self._pipelines:
                 # For others who wait for it, it goes on when this call is given up.
                 self._pipelines[bundle] = await asyncio.shield(self._loaded(bundle))
+        idle = time.monotonic() - _IN_USE_S
         for bundle in set(self._pipelines) - set(bundles):
-            del self._pipelines[bundle]
+            if self._used.get(bundle, -math.inf) <= idle:
+                del self._pipelines[bundle]
+                self._used.pop(bundle, None)
         return list(self._pipelines)
 
     async def run(
@@ -139,6 +148,7 @@ class Held:
         pipeline = self._pipelines.get(bundle)
         if pipeline is None:
             raise BundleNotHeld(f"this {self._stage} does not hold bundle {bundle}")
+        self._used[bundle] = time.monotonic()
         threads = self._lone_threads if lone else self._threads
 
         def do() -> T:

@@ -17,6 +17,7 @@ from fusionrec.errors import BundleError
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.serving.schemas import RecommendRequest
 from fusionrec.serving.service import Service
+from serve_apps import stages
 from serve_apps.stages import Embedder, EmbeddingRetriever, Found, Held, Reranker, Retriever
 
 
@@ -190,6 +191,25 @@ def test_all_gateways_that_ask_for_a_bundle_share_one_load(
         assert await retriever.hold([first]) == [first]
         await retriever.hold([other, first])
         assert loads == [other, other]
+
+    asyncio.run(main())
+
+
+def test_a_bundle_that_some_gateway_still_uses_is_kept(
+    bundles: BundleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """After two swaps in quick succession one gateway may be a bundle behind."""
+    store, other = another(bundles, tmp_path)
+    first = store.current().name
+    retriever = Retriever(str(store.directory), first, 1)
+    histories = Service.load(store.current()).ask([RecommendRequest()]).histories
+
+    async def main() -> None:
+        await retriever.retrieve(first, histories, 1)
+        assert set(await retriever.hold([other])) == {first, other}
+        await retriever.retrieve(first, histories, 1)
+        monkeypatch.setattr(stages, "_IN_USE_S", 0.0)
+        assert await retriever.hold([other]) == [other]
 
     asyncio.run(main())
 

@@ -64,10 +64,11 @@ class Batch:
     @classmethod
     def of(cls, entries: Jobs) -> Self:
         """All of them ask for the bundle of the first."""
+        started = time.monotonic()
         bundle = entries[0].question.bundle
         questions = bundle.service.ask([entry.question.request for entry in entries])
         missing = np.zeros(len(entries), dtype=np.bool_)
-        return cls(entries, bundle, questions, questions.histories, missing, time.monotonic())
+        return cls(entries, bundle, questions, questions.histories, missing, started)
 
     def part(self, rows: Sequence[int], without: str) -> Batch:
         """Some of the requests, who go on without a stage."""

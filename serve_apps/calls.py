@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 from serve_apps.delivery import Delivery
+from serve_apps.held import BundleNotHeld
 from serve_apps.sparing import Sparing
-from serve_apps.stages import BundleNotHeld
 
 logger = logging.getLogger("ray.serve")
 

@@ -282,7 +282,8 @@ class Composition:
         helped = (weights > 0) & batch.bundle.reranks
         for row in np.nonzero(~helped)[0].tolist():
             batch.give(row, fused, trace, reranked=False)
-        rows = np.array([row for row in np.nonzero(helped)[0] if not entries[row].done], np.intp)
+        waiting = [row for row in np.nonzero(helped)[0].tolist() if not entries[row].done]
+        rows = np.array(waiting, dtype=np.intp)
         if not len(rows):
             return
         without = Trace(trace.timings_ms, [*trace.degraded, "rerank"])

@@ -25,7 +25,7 @@ class Counted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on."""
-        if scope["type"] != "http" or scope["path"] != self._path:
+        if scope["type"] != "http" or self._elsewhere(scope):
             await self._app(scope, receive, send)
             return
         answered: int | None = None
@@ -44,3 +44,7 @@ class Counted:
             raise
         finally:
             self._count(ended if answered is None else answered)
+
+    def _elsewhere(self, scope: Scope) -> bool:
+        prefix = str(scope.get("root_path", ""))  # where the application is not at the root
+        return str(scope["path"]).removeprefix(prefix) != self._path

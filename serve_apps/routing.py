@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
-from ray.serve._private.common import ReplicaID
+from ray.serve._private.common import ReplicaID, RequestMetadata
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
+from ray.serve._private.request_router.request_router import RequestRouter
 
 from serve_apps.delivery import Delivery
 
@@ -49,28 +50,40 @@ class LeastLoadedRouter(PowerOfTwoChoicesRequestRouter):
         """The candidates for one call, best first, each in case the one before is full."""
         near = self.apply_locality_routing(pending_request=pending_request)
         replicas = {r.replica_id: r for r in candidate_replicas if r.replica_id in near}
-        kwargs = {} if pending_request is None else pending_request.kwargs
-        delivery = kwargs.get("delivery") or Delivery()
-        best = sorted(replicas, key=partial(self._cost, delivery=delivery))[:_CONSIDERED]
+        delivery = _delivery(pending_request)
+        untried = [r for r in replicas if r.unique_id not in delivery.tried]
+        load = partial(self._load, lone=delivery.lone)
+        best = sorted(untried or replicas, key=load)[:_CONSIDERED]
         if not best:
             return []
         self._turn += 1
         self._chosen = {r: turn for r, turn in self._chosen.items() if r in self._replica_id_set}
         self._chosen[best[0]] = self._turn
         self._sending[best[0]] += 1
-        delivery.chosen = best[0].unique_id
         asyncio.get_running_loop().call_later(_SENDING_S, self._sent, best[0])
         return [[replicas[replica]] for replica in best]
+
+    def _fulfill_next_pending_request(
+        self, replica: RunningReplica, request_metadata: RequestMetadata | None = None
+    ) -> None:
+        """Give the call that it was chosen for to a replica.
+
+        The router that this one is made from gives it the oldest call: that may have failed there.
+        """
+        pending = self._get_pending_request_matching_internal_request_id(request_metadata)
+        _delivery(pending).chosen = replica.replica_id.unique_id
+        RequestRouter._fulfill_next_pending_request(self, replica, request_metadata)
 
     def _sent(self, replica: ReplicaID) -> None:
         self._sending[replica] -= 1
         self._sending += Counter()  # keeps what is positive
 
-    def _cost(self, replica: ReplicaID, *, delivery: Delivery) -> tuple[bool, int, int]:
+    def _load(self, replica: ReplicaID, *, lone: bool) -> tuple[int, int]:
         queue = self.replica_queue_len_cache.get(replica) or 0
         turn = self._chosen.get(replica, 0)
-        return (
-            replica.unique_id in delivery.tried,
-            queue + self._sending[replica],
-            -turn if delivery.lone else turn,
-        )
+        return queue + self._sending[replica], -turn if lone else turn
+
+
+def _delivery(pending: PendingRequest | None) -> Delivery:
+    found = None if pending is None else pending.kwargs.get("delivery")
+    return found if isinstance(found, Delivery) else Delivery()

@@ -24,7 +24,7 @@ from fusionrec.serving.browse import Browser
 from fusionrec.serving.service import Service
 from fusionrec.sources.semantic import Semantic
 from serve_apps.calls import Stage
-from serve_apps.stages import step_back
+from serve_apps.held import step_back
 
 logger = logging.getLogger("ray.serve")
 

@@ -15,8 +15,9 @@ from unittest.mock import patch
 from ray.serve import Application
 
 from serve_apps import recommend
+from serve_apps.held import Held
 from serve_apps.recommend import AppArgs
-from serve_apps.stages import Embedder, Held, Reranker, Retriever
+from serve_apps.stages import Embedder, Reranker, Retriever
 
 
 @dataclass(frozen=True)

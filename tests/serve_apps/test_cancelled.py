@@ -45,8 +45,10 @@ def address(ray_cluster: Any, store: BundleStore, notes: Notes) -> Iterator[str]
     application["import_path"] = "tests.serve_apps.slowed:app"
     file = store.directory.parent / "application.yaml"
     file.write_text(yaml.safe_dump(document))
-    patient = {"timeout_s": 2 * FOREVER_S, "stage_timeout_s": 2 * FOREVER_S}
-    yield start(store.directory, free_port(), config=file, gateway=patient)
+    # Every request is work for every stage, and may take as long as it wants.
+    times = dict.fromkeys(("timeout_s", "stage_timeout_s"), 2 * FOREVER_S)
+    gateway = {**times, "vector_cache": 0}
+    yield start(store.directory, free_port(), config=file, gateway=gateway)
     serve.shutdown()
 
 

@@ -10,7 +10,7 @@ import pytest
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.catalogue import Catalogue
 from serve_apps import swap
-from serve_apps.stages import BundleNotHeld
+from serve_apps.held import BundleNotHeld
 from tests.serve_apps.rig import Rig, until
 
 PATIENT = {"stage_timeout_s": 60, "timeout_s": 60}

@@ -22,7 +22,6 @@ from ray.serve._private.common import ReplicaID, RequestMetadata
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
-from ray.serve._private.request_router.request_router import RequestRouter
 
 from serve_apps.delivery import Delivery
 
@@ -66,13 +65,25 @@ class LeastLoadedRouter(PowerOfTwoChoicesRequestRouter):
     def _fulfill_next_pending_request(
         self, replica: RunningReplica, request_metadata: RequestMetadata | None = None
     ) -> None:
-        """Give the call that it was chosen for to a replica.
+        """Give a replica the oldest call that it has not failed.
 
-        The router that this one is made from gives it the oldest call: that may have failed there.
+        Serve gives it the oldest one, whichever call it was chosen for. (Ids do not tell calls
+        apart: those of a gateway have that of the request in whose context they are made.)
         """
-        pending = self._get_pending_request_matching_internal_request_id(request_metadata)
-        _delivery(pending).chosen = replica.replica_id.unique_id
-        RequestRouter._fulfill_next_pending_request(self, replica, request_metadata)
+        waiting = self._pending_requests_to_fulfill
+        for index, pending in enumerate(waiting):
+            if not pending.future.done() and self._may_have(replica.replica_id, pending):
+                del waiting[index]
+                waiting.appendleft(pending)
+                _delivery(pending).chosen = replica.replica_id.unique_id
+                super()._fulfill_next_pending_request(replica, request_metadata)
+                return
+
+    def _may_have(self, replica: ReplicaID, pending: PendingRequest) -> bool:
+        tried = _delivery(pending).tried
+        return replica.unique_id not in tried or all(
+            other.unique_id in tried for other in self._replica_id_set
+        )
 
     def _sent(self, replica: ReplicaID) -> None:
         self._sending[replica] -= 1

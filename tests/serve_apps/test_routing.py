@@ -98,6 +98,27 @@ def test_a_call_that_failed_goes_elsewhere_where_there_is_an_elsewhere():
     assert _choose(router, "a", {"a": 0}, tried="a") == ["a"]
 
 
+def test_a_replica_is_given_the_oldest_call_that_it_has_not_failed():
+    router = _router()
+    first, second = (ReplicaID(name, deployment_id=STAGE) for name in "ab")
+    router._replica_id_set = {first, second}
+
+    async def given(*replicas: ReplicaID) -> list[str | None]:
+        waiting = [Delivery(tried={"a"}), Delivery(), Delivery(tried={"a", "b"})]
+        for delivery in waiting:
+            pending = PendingRequest(args=[], kwargs={"delivery": delivery}, metadata=METADATA)
+            router._pending_requests_to_fulfill.append(pending)
+        for replica in replicas:
+            wrapped: Any = SimpleNamespace(replica_id=replica)
+            router._fulfill_next_pending_request(wrapped, METADATA)
+        router._pending_requests_to_fulfill.clear()
+        return [delivery.chosen for delivery in waiting]
+
+    assert asyncio.run(given(first)) == [None, "a", None]
+    assert asyncio.run(given(first, first, first)) == [None, "a", "a"]  # it failed everywhere
+    assert asyncio.run(given(second, first, second)) == ["b", "a", "b"]
+
+
 def test_a_replica_that_is_gone_is_forgotten():
     router = _router()
     for _ in range(3):

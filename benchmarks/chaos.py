@@ -28,7 +28,7 @@ from fusionrec.bundles.store import BundleStore
 from fusionrec.config import JobConfig, parse
 from fusionrec.errors import ServingError
 from jobs.entry import run
-from serve_apps.ingress import SWITCH, prefer_haproxy, stop_haproxy
+from serve_apps.ingress import SWITCH, prepare_ingress, stop_haproxy
 
 if TYPE_CHECKING:  # Ray reads the environment when it is imported: see measure
     from benchmarks.harness.experiment import Scene
@@ -130,7 +130,7 @@ def _send(rows: Iterator[Row], out: Connection) -> None:
 
 def _rows(config: ChaosConfig, proxy: str) -> Iterator[Row]:
     os.environ[SWITCH] = str(int(proxy == "haproxy"))
-    if prefer_haproxy() != (proxy == "haproxy"):
+    if prepare_ingress() != (proxy == "haproxy"):
         raise ServingError("there is no HAProxy here: leave it out of --proxies")
     from ray import serve
 

@@ -36,6 +36,7 @@ from fusionrec.serving.schemas import (
     parse_request,
 )
 from serve_apps.batching import Overloaded
+from serve_apps.counting import Counted
 from serve_apps.explorer import add_explorer
 from serve_apps.security import (
     BODY_TIMEOUT_S,
@@ -115,6 +116,7 @@ def build_api(
     *,
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     on_too_fast: Callable[[], None] = lambda: None,
+    on_request: Callable[[int], None] = lambda _status: None,
     tracer: Tracer | None = None,
 ) -> FastAPI:
     """The ASGI application around ``endpoint``.
@@ -124,6 +126,7 @@ def build_api(
         door: who is let in.
         background: what runs for as long as the application does.
         on_too_fast: told of every request that is refused because its key asks too often.
+        on_request: told the status that every request for recommendations ended with.
         tracer: makes a span of every request.
     """
 
@@ -148,6 +151,7 @@ def build_api(
     # The last that is added is the first that is asked.
     api.add_middleware(Shortcut, api=api, method="POST", path=_RECOMMEND, answer=recommend)
     api.add_middleware(Secured, audit=door.audit)
+    api.add_middleware(Counted, path=_RECOMMEND, count=on_request)
     if tracer is not None:
         api.add_middleware(TracingMiddleware, tracer=tracer)
     add_explorer(api)
@@ -219,7 +223,7 @@ def build_api(
 
     @api.get("/readyz", responses={503: {"model": ErrorResponse}})
     async def readyz() -> ReadyResponse:
-        """A request through all stages is answered."""
+        """A request through all stages is answered; found out about once a second."""
         return await endpoint.ready()
 
     add_page(api)

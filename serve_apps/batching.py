@@ -20,7 +20,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -62,6 +62,11 @@ class Entry(Generic[Q, A]):
     def done(self) -> bool:
         """Whether it has been answered, or nobody waits for the answer any more."""
         return self._answer.done()
+
+    @property
+    def travels(self) -> bool:
+        """Whether it has left, in a batch."""
+        return self._batch is not None
 
     @property
     def remaining(self) -> float:
@@ -202,7 +207,12 @@ class Batcher(Generic[Q, A]):
         entry: Entry[Q, A] = Entry(question, deadline, loop)
         self._waiting.append(entry)
         self._schedule()
-        return await entry.wait()
+        try:
+            return await entry.wait()
+        finally:
+            if not entry.travels:  # it waits no longer, and takes nobody's place
+                with suppress(ValueError):  # passed over already
+                    self._waiting.remove(entry)
 
     def _schedule(self) -> None:
         if not self._start_scheduled:

@@ -1,6 +1,6 @@
 """Calls of one stage: on any replica that is there, in parts, again where one died, or not at all.
 
-A part that fails is sent again, to whatever replica Serve chooses next: the stages are idempotent.
+A part that fails is sent again, to another replica where there is one: the stages are idempotent.
 A stage that keeps failing is left alone for a while (a circuit breaker), so that nobody waits for
 it; then one call at a time tries whether it is back. Knows nothing of HTTP.
 """
@@ -13,6 +13,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
+
+from serve_apps.delivery import Delivery
+from serve_apps.held import BundleNotHeld
+from serve_apps.sparing import Sparing
 
 logger = logging.getLogger("ray.serve")
 
@@ -108,7 +112,11 @@ class Stage:
         """How many there are; set by whoever knows."""
         self.batches: Callable[[], int] = lambda: 1
         """How many batches are under way, here or in another stage; set by whoever knows."""
+        self.refused: Callable[[], None] = lambda: None
+        """Told when a replica does not hold the bundle that it is asked for; set by whoever can
+        have it load that."""
         self.circuit = Circuit()
+        self._log = Sparing(logger)
         self._on_call = on_call
         self._on_retry = on_retry
         self._row_s = 0.0
@@ -130,6 +138,8 @@ class Stage:
         arguments: Callable[[int, int], tuple[Any, ...]],
         join: Callable[[Sequence[R]], R],
         timeout_s: float,
+        *,
+        hurried: bool = False,
     ) -> R:
         """Call the stage with a batch, in as many parts as it has replicas of its own.
 
@@ -142,6 +152,8 @@ class Stage:
             arguments: of the call with the rows from ``start`` to ``stop``.
             join: puts the answers to the parts together.
             timeout_s: all of it is given up after so long.
+            hurried: whether the callers have less time than the stage may fairly take: that they
+                could not wait says nothing of it.
 
         Raises:
             StageDown: the circuit is open.
@@ -157,7 +169,7 @@ class Stage:
         started = time.monotonic()
         self._running += parts
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as limit:
                 calls = [
                     self._call(stop - start, arguments(start, stop), lone=lone)
                     for start, stop in pairwise(bounds)
@@ -170,7 +182,8 @@ class Stage:
                 self._learn(row_s)
             raise
         except Exception:
-            self.circuit.failed()
+            if not (hurried and limit.expired()):
+                self.circuit.failed()
             raise
         finally:
             self._running -= parts
@@ -183,10 +196,10 @@ class Stage:
         self._row_s, self._learned = row_s, time.monotonic()
 
     async def _call(self, rows: int, arguments: tuple[Any, ...], *, lone: bool) -> Any:
-        # Lone calls go to the replica that had the one before, others take turns: so does a retry.
+        delivery = Delivery(lone)
         for attempt in range(ATTEMPTS):
             self._on_call(self.name, rows)
-            response = getattr(self.handle, self.name).remote(*arguments, lone=lone and not attempt)
+            response = getattr(self.handle, self.name).remote(*arguments, delivery=delivery)
             try:
                 return await response
             except asyncio.CancelledError:
@@ -195,9 +208,12 @@ class Stage:
                     cancel()  # or the replica would go on
                 raise
             except Exception as error:
+                if isinstance(error, BundleNotHeld):
+                    self.refused()
                 if attempt + 1 == ATTEMPTS:
                     raise
-                logger.warning("stage %s is called again after %r", self.name, error)
+                delivery.failed()
+                self._log.warning("stage %s is called again after %r", self.name, error)
                 self._on_retry(self.name)
                 await asyncio.sleep(_PAUSE_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")

@@ -11,47 +11,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from fusionrec.data.histories import BoolArray, FloatArray, Histories, IntArray
+from fusionrec.data.histories import FloatArray, Histories, IntArray
 from fusionrec.fusion.model import Fused
-from fusionrec.serving.schemas import RecommendRequest, RecommendResponse
-from fusionrec.serving.service import Questions, Trace
+from fusionrec.serving.schemas import RecommendResponse
+from fusionrec.serving.service import Trace
 from serve_apps.api import Unavailable
+from serve_apps.batch import Batch, Job, Jobs, milliseconds
 from serve_apps.batching import Entry
 from serve_apps.cache import VectorCache
 from serve_apps.calls import Circuit, Stage, StageDown
 from serve_apps.metrics import Metrics
+from serve_apps.sparing import Sparing
 from serve_apps.stages import Found
-from serve_apps.swap import Loaded
 from serve_apps.tracing import Tracer
 
 logger = logging.getLogger("ray.serve")
 
 _EMBED_SHARE = 0.5
 """Of the time that is left, what the embedder may take: the sources without text need the rest."""
-
-
-@dataclass(slots=True)
-class Job:
-    """One request, and the bundle that answers it."""
-
-    request: RecommendRequest
-    bundle: Loaded
-    span: Any = None
-    """Of its trace, where there is one."""
-
-
-Jobs = Sequence[Entry[Job, RecommendResponse]]
-Reply = Callable[..., RecommendResponse]
-"""Makes the answer to one row; see :meth:`Composition._reply`."""
+_SAME_PACE = 0.8
+"""Requests of a batch whose times left differ by no more than this factor wait for the same."""
+_FAIR = 0.4
+"""Of what a request with the default time leaves to the embedder, what it must have been given to
+have failed: with less, the caller was in a hurry, or had waited long for a place."""
 
 
 class Composition:
@@ -63,6 +52,7 @@ class Composition:
         retrieve: Stage,
         rerank: Stage,
         *,
+        timeout_s: float,
         stage_timeout_s: float,
         vector_cache: int,
         metrics: Metrics,
@@ -74,6 +64,7 @@ class Composition:
             embed: text vectors of histories; None where the retriever makes them.
             retrieve: fused candidates.
             rerank: scores of the top of the lists.
+            timeout_s: of a request that names none.
             stage_timeout_s: a stage that takes longer has failed.
             vector_cache: text vectors that are kept.
             metrics: told of every batch.
@@ -85,8 +76,12 @@ class Composition:
         circuits = {stage.name: stage.circuit for stage in (retrieve, rerank)}
         self._circuits = {"embed": Circuit() if embed is None else embed.circuit, **circuits}
         self._stage_timeout_s = stage_timeout_s
+        # Where the retriever embeds, it has to retrieve afterwards, in the stage's own time.
+        self._embed_limit_s = stage_timeout_s * (_EMBED_SHARE if embed is None else 1)
+        self._fair_s = _FAIR * min(self._embed_limit_s, _EMBED_SHARE * timeout_s)
         self._cache = VectorCache(vector_cache)
         self._metrics = metrics
+        self._log = Sparing(logger)
         self._tracer = tracer
         self.last_stage: Callable[[], AbstractContextManager[None]] = nullcontext
         """Entered while a batch is reranked; set by whoever sends the batches."""
@@ -109,90 +104,124 @@ class Composition:
             await asyncio.gather(*(self._answer(part) for part in by_bundle.values()))
 
     async def _answer(self, entries: Jobs) -> None:
-        started = time.monotonic()
-        bundle = entries[0].question.bundle
-        trace = Trace()
-        questions = bundle.service.ask([entry.question.request for entry in entries])
-        embedded, missing = await self._embedded(bundle, questions.histories, entries, trace)
-        fused = await self._retrieved(bundle, embedded, missing, entries, trace)
-        without: Counter[str] = Counter()
-        reply = partial(self._reply, bundle, questions, entries, started, without)
-        rows = await self._read(bundle, embedded, fused, entries, trace, reply)
+        batch = Batch.of(entries)
+        try:
+            await self._embed_all(batch)
+            await self._finish(batch)
+        finally:
+            for part in batch.ahead:  # by now all of it is answered, or nobody waits
+                part.cancel()
+        trace, outcome = batch.trace, batch.outcome
         self.came_up = self.came_up or not trace.degraded
         self._metrics.observe_batch(
             len(entries),
             trace.timings_ms,
-            waited_ms=[(started - entry.since) * 1e3 for entry in entries],
-            degraded=without,
-            num_reranked=rows,
+            waited_ms=[(batch.started - entry.since) * 1e3 for entry in entries],
+            degraded=outcome.without,
+            num_reranked=outcome.num_reranked,
         )
         if self._tracer is not None:
             self._tracer.record_batch(
                 [entry.question.span for entry in entries],
                 size=len(entries),
-                bundle=bundle.id,
-                seconds=time.monotonic() - started,
+                bundle=batch.bundle.id,
+                seconds=time.monotonic() - batch.started,
                 timings_ms=trace.timings_ms,
-                degraded=trace.degraded,
+                degraded=dict.fromkeys((*trace.degraded, *outcome.without)),
             )
 
-    async def _embedded(
-        self, bundle: Loaded, histories: Histories, entries: Jobs, trace: Trace
-    ) -> tuple[Histories, BoolArray]:
-        """The histories with their text vectors, and [B] which of them the retriever is to make.
+    async def _finish(self, batch: Batch) -> None:
+        """What comes after the embedder.
 
-        With the vectors that are known already where the embedder is down.
+        Raises:
+            Unavailable: the retriever is down.
         """
-        nothing = np.zeros(len(histories), dtype=np.bool_)
-        if not bundle.embeds:
-            return histories, nothing
-        keys = self._cache.keys(bundle.id, histories)
+        await self._read(batch, await self._retrieved(batch))
+
+    async def _embed_all(self, batch: Batch) -> None:
+        """Give the histories their text vectors, or say which of them the retriever is to make.
+
+        Where the embedder is down, only those that are known already.
+        """
+        if not batch.bundle.embeds:
+            return
+        histories = batch.histories
+        keys = self._cache.keys(batch.bundle.id, histories)
         known = [self._cache.get(key) for key in keys]
         unknown = [row for row, vector in enumerate(known) if vector is None]
         self._metrics.count_cache(
             hits=len(keys) - len(unknown), misses=sum(keys[row] is not None for row in unknown)
         )
-        if unknown and self._embed is None:
-            if not self._circuits["embed"].admit():
-                self._degrade(trace, "embed", StageDown("embed"))
-                return _with_known(histories, known), nothing
-            missing = nothing.copy()
-            missing[unknown] = True
-            return _with_known(histories, known), missing
-        if unknown and self._embed is not None:
-            asked = histories if len(unknown) == len(keys) else histories.take(unknown)
-            started = time.monotonic()
-            try:
+        batch.histories = _with_known(histories, known)
+        if not unknown:
+            return
+        if self._embed is None:
+            if self._circuits["embed"].admit():
+                batch.missing[unknown] = True
+            else:
+                self._degrade(batch.trace, "embed", StageDown("embed"))
+            return
+        asked = histories if len(unknown) == len(keys) else histories.take(np.array(unknown))
+        started = time.monotonic()
+        try:
+            with self._hurried_ahead(batch) as wait_s:
                 vectors: FloatArray = await self._embed.call(
                     len(asked),
-                    lambda start, stop: (bundle.id, asked.slice(start, stop)),
+                    lambda start, stop: (batch.bundle.id, asked.slice(start, stop)),
                     np.concatenate,
-                    min(self._stage_timeout_s, _embed_share(entries)),
+                    wait_s,
+                    hurried=wait_s < self._fair_s,
                 )
-            except Exception as error:
-                self._degrade(trace, "embed", error)
-                return _with_known(histories, known), nothing
-            finally:
-                trace.timings_ms["embed"] = milliseconds(time.monotonic() - started)
-            for row, vector in zip(unknown, vectors, strict=True):
-                known[row] = vector
-                self._cache.put(keys[row], vector)
-        return histories.with_vectors(np.stack([v for v in known if v is not None])), nothing
+        except Exception as error:
+            self._degrade(batch.trace, "embed", error)
+            return
+        finally:
+            batch.trace.timings_ms["embed"] = milliseconds(time.monotonic() - started)
+        for row, vector in zip(unknown, vectors, strict=True):
+            known[row] = vector
+            self._cache.put(keys[row], vector)
+        batch.histories = _with_known(histories, known)
 
-    async def _retrieved(
-        self,
-        bundle: Loaded,
-        histories: Histories,
-        missing: BoolArray,
-        entries: Jobs,
-        trace: Trace,
-    ) -> Fused:
+    @contextmanager
+    def _hurried_ahead(self, batch: Batch) -> Iterator[float]:
+        """Around the wait for new text vectors: how many seconds the most patient may wait.
+
+        Others go on without, each when its own time for that is over: who is in a hurry costs
+        nobody else a vector.
+        """
+        paces = _paces(batch.entries)
+        wait_s = min(paces[0][0], self._embed_limit_s)
+        loop = asyncio.get_running_loop()
+        timers = [
+            loop.call_later(share_s, self._go_ahead, batch, rows)
+            for share_s, rows in paces[1:]
+            if share_s < wait_s
+        ]
+        try:
+            yield wait_s
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def _go_ahead(self, batch: Batch, rows: Sequence[int]) -> None:
+        rows = [row for row in rows if not batch.entries[row].done]
+        if not rows:
+            return
+
+        async def finish() -> None:
+            with suppress(Unavailable):  # the others may still be answered, and these with them
+                await self._finish(batch.part(rows, without="embed"))
+
+        batch.ahead.append(asyncio.ensure_future(finish()))
+
+    async def _retrieved(self, batch: Batch) -> Fused:
         """The fused candidates, after the ``missing`` text vectors.
 
         Raises:
             Unavailable: the retriever is down.
         """
-        requests = [entry.question.request for entry in entries]
+        bundle, histories, missing = batch.bundle, batch.histories, batch.missing
+        requests = batch.questions.requests
         # All of them where some are filtered out here: nobody knows how many will be left.
         depth = None
         if all(request.filters is None for request in requests):
@@ -207,107 +236,89 @@ class Composition:
                     Fused.join,
                     self._stage_timeout_s,
                 )
-            # Of the stage's own time, too: it has to retrieve afterwards.
-            budget_s = _EMBED_SHARE * self._stage_timeout_s
-            timeout_s = min(budget_s, _embed_share(entries))
-            found = await self._retrieve.call(
-                len(histories),
-                lambda start, stop: (
-                    bundle.id,
-                    histories.slice(start, stop),
-                    depth,
-                    missing[start:stop],
-                    timeout_s,
-                ),
-                Found.join,
-                self._stage_timeout_s,
-            )
-            if missing.any():
+            embeds = bool(missing.any())
+            with self._hurried_ahead(batch) if embeds else nullcontext(0.0) as wait_s:
+                found = await self._retrieve.call(
+                    len(histories),
+                    lambda start, stop: (
+                        bundle.id,
+                        histories.slice(start, stop),
+                        depth,
+                        missing[start:stop],
+                        wait_s,
+                    ),
+                    Found.join,
+                    self._stage_timeout_s,
+                )
+            if embeds:
                 embed_s = found.embed_s
-                asked = histories.take(np.nonzero(missing)[0])
-                # A client that is in a hurry says nothing of the model.
-                hurried = found.embed_s >= timeout_s and timeout_s < budget_s
-                self._remember(bundle, asked, found, trace, failed=not hurried)
+                hurried = wait_s <= found.embed_s and wait_s < self._fair_s
+                self._remember(batch, found, failed=not hurried)
             return found.fused
         except Exception as error:
-            logger.error("stage retrieve failed, no answer: %r", error)
+            self._log.warning("stage %s failed, no answer: %r", "retrieve", error)
             raise Unavailable from error
         finally:
-            trace.timings_ms["retrieve"] = milliseconds(time.monotonic() - started - embed_s)
+            batch.trace.timings_ms["retrieve"] = milliseconds(time.monotonic() - started - embed_s)
 
-    def _remember(
-        self, bundle: Loaded, histories: Histories, found: Found, trace: Trace, *, failed: bool
-    ) -> None:
-        """Keep the vectors of ``histories`` that the retriever made; without any, it has failed."""
-        trace.timings_ms["embed"] = milliseconds(found.embed_s)
+    def _remember(self, batch: Batch, found: Found, *, failed: bool) -> None:
+        """Keep the ``missing`` vectors that the retriever made; without any, it has failed."""
+        batch.trace.timings_ms["embed"] = milliseconds(found.embed_s)
         if found.vectors is None:
             if failed:
                 self._circuits["embed"].failed()
-            trace.degraded.append("embed")
+            batch.trace.degraded.append("embed")
             return
         self._circuits["embed"].succeeded()
-        for key, vector in zip(self._cache.keys(bundle.id, histories), found.vectors, strict=True):
+        made = batch.histories.take(np.nonzero(batch.missing)[0])
+        keys = self._cache.keys(batch.bundle.id, made)
+        for key, vector in zip(keys, found.vectors, strict=True):
             self._cache.put(key, vector)
 
-    async def _read(
-        self,
-        bundle: Loaded,
-        histories: Histories,
-        fused: Fused,
-        entries: Jobs,
-        trace: Trace,
-        reply: Reply,
-    ) -> int:
-        """Rerank where that helps and there is time for it; answer everybody.
-
-        Returns:
-            How many answers the reranker had a part in.
-        """
-        weights = bundle.service.rerank_weights(histories)
-        helped = (weights > 0) & bundle.reranks
+    async def _read(self, batch: Batch, fused: Fused) -> None:
+        """Rerank where that helps and there is time for it; answer everybody."""
+        entries, trace = batch.entries, batch.trace
+        weights = batch.bundle.service.rerank_weights(batch.histories)
+        helped = (weights > 0) & batch.bundle.reranks
         for row in np.nonzero(~helped)[0].tolist():
-            reply(row, fused, trace, reranked=False)
-        rows = np.nonzero(helped)[0]
+            batch.give(row, fused, trace, reranked=False)
+        waiting = [row for row in np.nonzero(helped)[0].tolist() if not entries[row].done]
+        rows = np.array(waiting, dtype=np.intp)
         if not len(rows):
-            return 0
+            return
         without = Trace(trace.timings_ms, [*trace.degraded, "rerank"])
 
         def late(row: int) -> RecommendResponse:
             self._metrics.count_degraded(without.degraded)
-            return reply(row, fused, without, reranked=False, give=False)
+            return batch.answer(row, fused, without, reranked=False)
 
         expected_s = self._rerank.expected_s(len(rows))
         in_time = np.array([entries[row].remaining > expected_s for row in rows.tolist()])
         for row in rows[~in_time].tolist():
-            reply(row, fused, without, reranked=False)
+            batch.give(row, fused, without, reranked=False)
         rows = rows[in_time]
         if not len(rows):
-            return 0
+            return
         for row in rows.tolist():
             entries[row].fallback = partial(late, row)
         started = time.monotonic()
         try:
             with self.last_stage():
-                reranked = await self._reranked(bundle, histories, fused, rows, weights)
+                reranked = await self._reranked(batch, fused, rows, weights)
         except Exception as error:
             self._degrade(trace, "rerank", error)
             for row in rows.tolist():
-                reply(row, fused, trace, reranked=False)
-            return 0
+                batch.give(row, fused, trace, reranked=False)
+            return
         trace.timings_ms["rerank"] = milliseconds(time.monotonic() - started)
         for row in rows.tolist():
-            reply(row, reranked, trace, reranked=True)
-        return len(rows)
+            batch.give(row, reranked, trace, reranked=True)
 
     async def _reranked(
-        self,
-        bundle: Loaded,
-        histories: Histories,
-        fused: Fused,
-        rows: IntArray,
-        weights: FloatArray,
+        self, batch: Batch, fused: Fused, rows: IntArray, weights: FloatArray
     ) -> Fused:
-        asked, items = histories.take(rows), fused.items[rows, : bundle.rerank_top]
+        bundle = batch.bundle
+        asked, items = batch.histories.take(rows), fused.items[rows, : bundle.rerank_top]
         scores: FloatArray = await self._rerank.call(
             len(rows),
             lambda start, stop: (bundle.id, asked.slice(start, stop), items[start:stop]),
@@ -316,31 +327,9 @@ class Composition:
         )
         return fused.reranked(rows, weights[rows, None] * scores)
 
-    def _reply(
-        self,
-        bundle: Loaded,
-        questions: Questions,
-        entries: Jobs,
-        started: float,
-        without: Counter[str],
-        row: int,
-        fused: Fused,
-        trace: Trace,
-        *,
-        reranked: bool,
-        give: bool = True,
-    ) -> RecommendResponse:
-        """Make the answer to one request, and give it unless it is only kept ready."""
-        answer = bundle.service.answer_row(questions, row, fused, trace, reranked=reranked)
-        answer.timings_ms["queue"] = milliseconds(started - entries[row].since)
-        if give and not entries[row].done:
-            without.update(trace.degraded)
-            entries[row].answer(answer)
-        return answer
-
     def _degrade(self, trace: Trace, stage: str, error: Exception) -> None:
         trace.degraded.append(stage)
-        logger.warning("stage %s failed, answering without it: %r", stage, error)
+        self._log.warning("stage %s failed, answering without it: %r", stage, error)
 
 
 def _with_known(histories: Histories, known: Sequence[FloatArray | None]) -> Histories:
@@ -353,11 +342,15 @@ def _with_known(histories: Histories, known: Sequence[FloatArray | None]) -> His
     return histories.with_vectors(vectors)
 
 
-def _embed_share(entries: Jobs) -> float:
-    """Seconds that the embedder may take of what is left to the request that has least."""
-    return max(_EMBED_SHARE * min(entry.remaining for entry in entries), 0)
+def _paces(entries: Jobs) -> list[tuple[float, list[int]]]:
+    """Seconds that requests leave to the embedder, and the rows of those who leave about as many.
 
-
-def milliseconds(seconds: float) -> float:
-    """For people: to the microsecond."""
-    return round(seconds * 1e3, 3)
+    The most patient first. Each pace has the seconds of its most patient request.
+    """
+    shares_s = [max(_EMBED_SHARE * entry.remaining, 0) for entry in entries]
+    paces: list[tuple[float, list[int]]] = []
+    for row in sorted(range(len(entries)), key=shares_s.__getitem__, reverse=True):
+        if not paces or shares_s[row] < _SAME_PACE * paces[-1][0]:
+            paces.append((shares_s[row], []))
+        paces[-1][1].append(row)
+    return paces

@@ -33,11 +33,13 @@ from fusionrec.serving.schemas import (
     UsersResponse,
 )
 from serve_apps.api import Unavailable, UnknownBundle, build_api
+from serve_apps.batch import Job, milliseconds
 from serve_apps.batching import Batcher, Late
 from serve_apps.calls import MIN_PART, Handle, Stage
-from serve_apps.composition import Composition, Job, milliseconds
+from serve_apps.composition import Composition
 from serve_apps.keys import guard
 from serve_apps.metrics import Metrics
+from serve_apps.recent import Recent
 from serve_apps.security import Access, Door
 from serve_apps.swap import Shelf
 from serve_apps.tracing import tracer_from
@@ -46,6 +48,8 @@ logger = logging.getLogger("ray.serve")
 
 _MARGIN = 0.95
 """Of a client's timeout, what the answer may take: it has to travel, too."""
+_READY_S = 1.0
+"""How long whether it is ready is told to all who ask: they need no key, and it costs a request."""
 _COUNT_EVERY_S = 3.0
 """Seconds between two questions to the controller: an answer is dear, to it and to us."""
 
@@ -107,6 +111,7 @@ class Gateway:
         self._composition = Composition(
             embed,
             *others,
+            timeout_s=config.timeout_s,
             stage_timeout_s=config.stage_timeout_s,
             vector_cache=config.vector_cache,
             metrics=metrics,
@@ -130,10 +135,12 @@ class Gateway:
         self._composition.last_stage = self._batcher.last_stage
         for stage in self._stages:
             stage.batches = lambda: self._batcher.running
+            stage.refused = self._shelf.confirm_soon
         metrics.sample(
             queue_depth=lambda: self._batcher.waiting,
             running_batches=lambda: self._batcher.running,
         )
+        self._ready = Recent(self._look, _READY_S)
         self._started = time.monotonic()
         self._replicas: dict[str, ReplicaCounts] = {}
 
@@ -147,6 +154,7 @@ class Gateway:
                 self._count_replicas,
             ),
             on_too_fast=self._metrics.count_rate_limited,
+            on_request=self._metrics.count_request,
             tracer=self._tracer,
         )
 
@@ -170,30 +178,27 @@ class Gateway:
             raise UnknownBundle(self._shelf.held)
         span = None if self._tracer is None else self._tracer.current()
         deadline = started + _MARGIN * (timeout_s or self._config.timeout_s)
-        status = 503
         try:
             with bundle.used():
                 answer = await self._batcher.submit(Job(request, bundle, span), deadline)
-            status = 200
         except Late as error:
             raise Unavailable from error
-        except asyncio.CancelledError:
-            status = 499  # the client has gone; the code that proxies use for it
-            raise
-        finally:
-            elapsed_s = time.monotonic() - started
-            self._metrics.observe_request(status, elapsed_s)
+        elapsed_s = time.monotonic() - started
+        self._metrics.observe_answer(elapsed_s)
         answer.timings_ms["total"] = milliseconds(elapsed_s)
         return answer
 
     async def ready(self) -> ReadyResponse:
-        """Whether an empty request, sent through all stages, is answered.
+        """Whether an empty request, sent through all stages a moment ago or now, is answered.
 
         Until every stage has come up once, a degraded answer does not count.
 
         Raises:
             Overloaded, Unavailable: it is not.
         """
+        return await self._ready.get()
+
+    async def _look(self) -> ReadyResponse:
         answer = await self.recommend(RecommendRequest(k=1))
         if answer.degraded and not self._composition.came_up:
             raise Unavailable

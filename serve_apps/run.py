@@ -8,10 +8,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from serve_apps.ingress import prefer_haproxy, stop_haproxy
+from serve_apps.ingress import prepare_ingress, stop_haproxy
 
 if __name__ == "__main__":
-    prefer_haproxy()  # before anything imports Serve, which reads the variables then
+    prepare_ingress()  # before anything imports Serve, which reads the variables then
 
 from ray import serve
 

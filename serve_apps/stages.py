@@ -1,209 +1,36 @@
 """The stages that hold a part of the pipeline: plain classes; recommend.py wraps them.
 
 Every call names the bundle that it wants and carries a whole batch, or the part of one that falls
-to this replica. Where it is the ``lone`` one under way, its model may have all cores. Model code
-runs in the one worker thread of a replica, so that its event loop stays free for health checks and
-cancellation; more throughput comes from more replicas. What can do without a text model in the same
-replica has a spare thread, and another bundle is loaded beside those that are held in one of its
-own, while these go on answering.
+to this replica. Where its delivery is the lone one under way, its model may have all cores.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from fusionrec.allocator import keep_memory
-from fusionrec.bundles.store import BundleStore
 from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories
-from fusionrec.errors import BundleCorrupt, BundleError
 from fusionrec.fusion.model import Fused
-from fusionrec.residence import read_in
-from serve_apps.devices import hide_unassigned_gpus
+from serve_apps.delivery import Delivery
+from serve_apps.held import Held
+from serve_apps.sparing import Sparing
 
 if TYPE_CHECKING:  # who deploys the stages need not import torch; their replicas do, in Held
     from fusionrec.serving.pipeline import Pipeline
 
 logger = logging.getLogger("ray.serve")
 
-T = TypeVar("T")
-
-_LOADING_NICENESS = 5
-"""Linux gives a thread of this niceness a third of the time of one that answers requests."""
-_TURN = Path(tempfile.gettempdir()) / f"fusionrec-loading-{os.getuid()}"
-"""A file that the replica which loads a bundle has locked."""
 _RERANK_ROWS = 4
 """Histories reranked between two looks at whether their askers are still there."""
-
-
-class BundleNotHeld(BundleError):
-    """This replica does not hold the bundle that is asked for; another one may."""
-
-
-class Held:
-    """The part of each bundle that a replica holds, by bundle id."""
-
-    def __init__(
-        self,
-        stage: str,
-        bundles: str,
-        bundle: str | None,
-        threads: int,
-        lone_threads: int | None,
-        *,
-        embeds: bool = False,
-    ) -> None:
-        """Verify the bundle of the folder ``bundles``, load what ``stage`` needs and warm up.
-
-        Args:
-            stage: name of the stage.
-            bundles: folder of a bundle store.
-            bundle: id; by default the one that is current now.
-            threads: of the model.
-            lone_threads: of the model for a batch that has the cores to itself; by default as many.
-            embeds: whether to hold the embedder's part as well.
-
-        Raises:
-            BundleCorrupt: nothing of it is loaded.
-        """
-        keep_memory()
-        hide_unassigned_gpus()
-        self._stage = stage
-        self._embeds = embeds
-        self._threads = threads
-        self._lone_threads = lone_threads or threads
-        self._store = BundleStore(Path(bundles))
-        self._pipelines: dict[str, Pipeline] = {}
-        self._worker = ThreadPoolExecutor(1, f"{stage}-model")
-        self._spare = ThreadPoolExecutor(1, f"{stage}-spare")
-        self._loader = ThreadPoolExecutor(1, f"{stage}-loader", step_back)
-        first, pipeline = self._worker.submit(self._load_first, bundle).result()
-        self._pipelines[first] = pipeline
-
-    async def hold(self, bundles: Sequence[str]) -> list[str]:
-        """Load those of ``bundles`` that are not held yet, let go of all others.
-
-        Work under way keeps what it has begun with.
-
-        Returns:
-            The ids that are held.
-
-        Raises:
-            BundleCorrupt: one cannot be used; what was held before still is.
-        """
-        loop = asyncio.get_running_loop()
-        for bundle in bundles:
-            if bundle not in self._pipelines:
-                pipeline = await loop.run_in_executor(self._loader, self._load_in_turn, bundle)
-                self._pipelines[bundle] = pipeline
-        for bundle in set(self._pipelines) - set(bundles):
-            del self._pipelines[bundle]
-        return list(self._pipelines)
-
-    async def run(
-        self,
-        bundle: str,
-        work: Callable[[Pipeline], T],
-        *,
-        lone: bool = False,
-        spare: bool = False,
-    ) -> T:
-        """Apply ``work`` to the pipeline of ``bundle`` in the worker thread.
-
-        Args:
-            bundle: id.
-            work: with the models' threads set.
-            lone: whether no other batch is under way.
-            spare: whether in the spare thread instead, which waits for no language model.
-
-        Raises:
-            BundleNotHeld: the replica does not hold this bundle.
-        """
-        pipeline = self._pipelines.get(bundle)
-        if pipeline is None:
-            raise BundleNotHeld(f"this {self._stage} does not hold bundle {bundle}")
-        threads = self._lone_threads if lone else self._threads
-
-        def do() -> T:
-            _set_threads(threads)
-            return work(pipeline)
-
-        thread = self._spare if spare else self._worker
-        return await asyncio.get_running_loop().run_in_executor(thread, do)
-
-    def _load_first(self, bundle: str | None) -> tuple[str, Pipeline]:
-        """The bundle to begin with: where the current one is damaged, the one before it.
-
-        A gateway refuses the damaged one too, and goes on with what it has.
-        """
-        if bundle is not None:
-            return bundle, self._load(bundle)
-        current, *earlier = [promoted.bundle for promoted in reversed(self._store.history())] or [
-            self._store.current().name
-        ]
-        try:
-            return current, self._load(current)
-        except BundleCorrupt:
-            if not earlier:
-                raise
-            logger.exception("the current bundle is damaged, loading the one before it")
-            return earlier[0], self._load(earlier[0])
-
-    def _load_in_turn(self, bundle: str) -> Pipeline:
-        """One replica of a machine after the other: together they would slow all answers down."""
-        # Nobody else's file, wherever a link in a folder of all users leads.
-        file = os.open(_TURN, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # given back with the file, also by a killed process
-            return self._load(bundle)
-        finally:
-            os.close(file)
-
-    def _load(self, bundle: str) -> Pipeline:
-        from fusionrec.serving.pipeline import Pipeline, Stage
-
-        self._store.verify(bundle)
-        stage = Stage(self._stage)
-        stages = frozenset({stage, Stage.EMBEDDER} if self._embeds else {stage})
-        pipeline = Pipeline.load(self._store.path(bundle), stages=stages)
-        if stage is Stage.RETRIEVER:
-            read_in(self._store.path(bundle))
-        _set_threads(self._threads)
-        # The first call of a model takes many times as long as the next: nobody should wait for it.
-        first = Histories.of([[0]], texts=["warm up"])
-        if Stage.EMBEDDER in stages:
-            first = pipeline.embed(first)
-        if stage is Stage.RETRIEVER:
-            pipeline.retrieve(first)
-        elif stage is Stage.RERANKER and pipeline.reranker is not None:
-            pipeline.rerank_scores(first, np.zeros((1, 1), dtype=np.int32))
-        return pipeline
-
-
-def _set_threads(number: int) -> None:
-    """Of the models that this thread calls; Ray gives a replica with a part of a CPU one."""
-    torch = sys.modules.get("torch")  # only where a model was loaded
-    if torch is not None and torch.get_num_threads() != number:
-        torch.set_num_threads(number)
-
-
-def step_back() -> None:
-    """Give way to the thread that answers requests; Linux counts niceness by thread."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICENESS)
+SHARED = Delivery()
+"""Of a call beside others, by default."""
 
 
 class Embedder:
@@ -219,11 +46,11 @@ class Embedder:
         return await self._held.hold(bundles)
 
     async def embed(
-        self, bundle: str, histories: Histories, *, lone: bool = False
+        self, bundle: str, histories: Histories, *, delivery: Delivery = SHARED
     ) -> FloatArray | None:
         """[B, D] vectors; None where the bundle has no encoder."""
         return await self._held.run(
-            bundle, lambda pipeline: pipeline.embed(histories).vectors, lone=lone
+            bundle, lambda pipeline: pipeline.embed(histories).vectors, lone=delivery.lone
         )
 
 
@@ -240,11 +67,11 @@ class Retriever:
         return await self._held.hold(bundles)
 
     async def retrieve(
-        self, bundle: str, histories: Histories, depth: int | None, *, lone: bool = False
+        self, bundle: str, histories: Histories, depth: int | None, *, delivery: Delivery = SHARED
     ) -> Fused:
         """B histories × C candidates, best first; the first ``depth`` where it is a number."""
         return await self._held.run(
-            bundle, lambda pipeline: pipeline.retrieve(histories).head(depth), lone=lone
+            bundle, lambda pipeline: pipeline.retrieve(histories).head(depth), lone=delivery.lone
         )
 
 
@@ -281,6 +108,7 @@ class EmbeddingRetriever:
         self, bundles: str, bundle: str | None, threads: int, lone_threads: int | None = None
     ) -> None:
         self._held = Held("retriever", bundles, bundle, threads, lone_threads, embeds=True)
+        self._log = Sparing(logger)
 
     async def hold(self, bundles: Sequence[str]) -> list[str]:
         """See :meth:`Held.hold`."""
@@ -294,7 +122,7 @@ class EmbeddingRetriever:
         missing: BoolArray,
         timeout_s: float,
         *,
-        lone: bool = False,
+        delivery: Delivery = SHARED,
     ) -> Found:
         """As :meth:`Retriever.retrieve`, after the vectors that are ``missing`` [B].
 
@@ -305,7 +133,7 @@ class EmbeddingRetriever:
             return pipeline.retrieve(histories).head(depth)
 
         if not missing.any():
-            fused = await self._held.run(bundle, find, lone=lone, spare=True)
+            fused = await self._held.run(bundle, find, lone=delivery.lone, spare=True)
             return Found(fused, np.empty((0, 0), dtype=np.float32))
         embedded, abandoned = threading.Event(), threading.Event()
 
@@ -314,15 +142,15 @@ class EmbeddingRetriever:
             try:
                 made = pipeline.embed(histories.take(np.nonzero(missing)[0])).vectors
                 asked = _filled(histories, missing, made)
-            except Exception:  # the sources that need no text go on
-                logger.exception("no text vectors, retrieving without them")
+            except Exception as error:  # the sources that need no text go on
+                self._log.warning("%s, retrieving without them: %r", "no text vectors", error)
             embedded.set()
             if abandoned.is_set():
                 return None
             embed_s = time.monotonic() - began
             return Found(pipeline.retrieve(asked).head(depth), made, embed_s)
 
-        work = asyncio.ensure_future(self._held.run(bundle, embed_and_find, lone=lone))
+        work = asyncio.ensure_future(self._held.run(bundle, embed_and_find, lone=delivery.lone))
         try:
             await asyncio.wait([work], timeout=timeout_s)
             if work.done() or embedded.is_set():
@@ -332,8 +160,8 @@ class EmbeddingRetriever:
         finally:
             abandoned.set()
             work.cancel()
-        logger.warning("no text vectors after %.3g s, retrieving without them", timeout_s)
-        fused = await self._held.run(bundle, find, lone=lone, spare=True)
+        self._log.warning("%s after %.3g s, retrieving without them", "no text vectors", timeout_s)
+        fused = await self._held.run(bundle, find, lone=delivery.lone, spare=True)
         return Found(fused, None, timeout_s)
 
 
@@ -361,7 +189,7 @@ class Reranker:
         return await self._held.hold(bundles)
 
     async def rerank(
-        self, bundle: str, histories: Histories, items: CodeArray, *, lone: bool = False
+        self, bundle: str, histories: Histories, items: CodeArray, *, delivery: Delivery = SHARED
     ) -> FloatArray:
         """[B, R] scores of ``items`` [B, R] from 0 to 1.
 
@@ -377,5 +205,5 @@ class Reranker:
             ) -> FloatArray:
                 return pipeline.rerank_scores(rows, top)
 
-            parts.append(await self._held.run(bundle, score, lone=lone))
+            parts.append(await self._held.run(bundle, score, lone=delivery.lone))
         return np.concatenate(parts)

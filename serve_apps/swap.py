@@ -24,13 +24,14 @@ from fusionrec.serving.browse import Browser
 from fusionrec.serving.service import Service
 from fusionrec.sources.semantic import Semantic
 from serve_apps.calls import Stage
-from serve_apps.stages import step_back
+from serve_apps.held import step_back
 
 logger = logging.getLogger("ray.serve")
 
 _CONFIRM_EVERY = 10
 """Looks at the store between two times that the replicas are told what to hold: one that came up
-late, or with a bundle that is no longer wanted, learns of it then."""
+with a bundle that is no longer wanted learns of it then; one that lacks a bundle, as soon as it is
+asked for that."""
 
 
 @dataclass(slots=True, eq=False)
@@ -115,6 +116,7 @@ class Shelf:
         self._on_swap = on_swap
         self._loader = ThreadPoolExecutor(1, "gateway-loader", step_back)
         self._refused: str | None = None
+        self._lacking = False
         self.next: str | None = None
         """Id of the bundle that is being loaded to take over."""
         self.current = Loaded.load(store, bundle or store.current().name)
@@ -137,11 +139,16 @@ class Shelf:
         looks = 0
         while True:
             await asyncio.sleep(every_s)
+            confirm, self._lacking = self._lacking or looks % _CONFIRM_EVERY == 0, False
             try:
-                await self.follow(confirm=looks % _CONFIRM_EVERY == 0)
+                await self.follow(confirm=confirm)
             except Exception as error:
                 logger.warning("bundles are not followed for now: %r", error)
             looks += 1
+
+    def confirm_soon(self) -> None:
+        """A replica lacks a bundle: at the next look all are told what to hold."""
+        self._lacking = True
 
     async def follow(self, *, confirm: bool = True) -> None:
         """Swap, if the store wants another bundle; or else tell the replicas what to hold."""

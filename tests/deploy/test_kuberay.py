@@ -4,6 +4,7 @@
 """
 
 import copy
+import inspect
 import os
 import re
 import textwrap
@@ -19,6 +20,7 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
+from ray.serve._private import constants
 from ray.serve.schema import ServeDeploySchema
 
 from serve_apps.keys import read_entries
@@ -229,6 +231,24 @@ def test_the_replicas_fit_the_workers_that_the_autoscaler_may_start(
 def container(document: dict[str, Any], group: str) -> dict[str, Any]:
     found: dict[str, Any] = templates(document)[group]["spec"]["containers"][0]
     return found
+
+
+@pytest.mark.parametrize("group", ["head", "cpu", "gpu"])
+def test_haproxy_is_started_by_the_script_that_comes_with_the_image(group: str):
+    pod = container(of_kind("RayService")[0].values[0], group)
+    env = {each["name"]: each.get("value") for each in pod["env"]}
+    assert env["RAY_SERVE_ENABLE_HA_PROXY"] == env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
+    script = Path(env["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    image = (FOLDER / "Dockerfile").read_text()
+    [folder] = re.findall(r"^WORKDIR (\S+)$", image, flags=re.MULTILINE)
+    ours = script.relative_to(folder)
+    assert re.search(rf"^COPY .* {ours.parts[0]} {ours.parts[0]}$", image, flags=re.MULTILINE)
+    assert os.access(ROOT / ours, os.X_OK)
+    for name in (name for name in env if name.startswith("RAY_SERVE_")):
+        assert name in inspect.getsource(constants), f"Serve does not read {name}"
+    # Statistics and metrics of HAProxy are for Ray, which is in the pod.
+    inner = {constants.RAY_SERVE_HAPROXY_STATS_PORT, constants.RAY_SERVE_HAPROXY_METRICS_PORT}
+    assert not inner & {port["containerPort"] for port in pod["ports"]}
 
 
 def test_a_job_is_one_of_ours():

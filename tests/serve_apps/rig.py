@@ -12,6 +12,7 @@ from fusionrec.bundles.store import BundleStore
 from fusionrec.data.histories import BoolArray, FloatArray, Histories
 from fusionrec.fusion.model import Fused
 from fusionrec.serving.pipeline import Pipeline
+from serve_apps.delivery import Delivery
 from serve_apps.gateway import Gateway, GatewayConfig
 from serve_apps.security import Access
 from serve_apps.stages import Found
@@ -42,10 +43,12 @@ class FakeStage:
 
         return SimpleNamespace(results_async=results)
 
-    async def _remote(self, bundle: str, histories: Histories, *rest: Any, lone: bool) -> Any:
+    async def _remote(
+        self, bundle: str, histories: Histories, *rest: Any, delivery: Delivery
+    ) -> Any:
         assert len(bundle) == 32
         self.sizes.append(len(histories))
-        self.lone.append(lone)
+        self.lone.append(delivery.lone)
         if isinstance(self.failure, Exception):
             raise self.failure
         if self.failure is not None:

@@ -274,3 +274,30 @@ def test_a_wait_that_would_outlast_the_deadline_is_refused():
         await asyncio.gather(*waiting)
 
     run(main())
+
+
+def test_who_has_left_takes_no_place_in_the_waiting_room():
+    async def main():
+        work = Work()
+        work.gate.clear()
+        b = batcher(work, max_batch=1, max_waiting=3)
+        first = asyncio.ensure_future(submit(b, 0))
+        await until(lambda: work.batches == [[0]])
+        impatient = [asyncio.ensure_future(submit(b, i)) for i in range(1, 4)]
+        await until(lambda: b.waiting == 3)
+        with pytest.raises(Overloaded):
+            await submit(b, 9)
+        for asker in impatient[:2]:
+            asker.cancel()
+        late = asyncio.ensure_future(submit(b, 4, timeout_s=0.01))
+        await until(lambda: b.waiting == 2)
+        with pytest.raises(Late):
+            await late
+        assert b.waiting == 1
+        later = [asyncio.ensure_future(submit(b, i)) for i in (5, 6)]
+        await until(lambda: b.waiting == 3)
+        work.gate.set()
+        assert await asyncio.gather(first, impatient[2], *later) == [0, 6, 10, 12]
+        assert work.batches == [[0], [3], [5], [6]]
+
+    run(main())

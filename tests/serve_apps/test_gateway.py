@@ -1,5 +1,6 @@
 import asyncio
 import hashlib
+import logging
 from typing import Any
 
 import pytest
@@ -66,7 +67,16 @@ def test_without_the_embedder_the_other_sources_go_on(rig: Rig):
     assert answer["items"][0]["terms"] == {"popularity": 0.5, "semantic": 0.0}
 
 
-def test_without_the_retriever_the_client_is_told_to_come_back(rig: Rig):
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a gateway is ready is found out whenever it is asked."""
+    monkeypatch.setattr(gateway, "_READY_S", 0.0)
+
+
+@pytest.mark.usefixtures("looking")
+def test_without_the_retriever_the_client_is_told_to_come_back(paper_bundles: BundleStore):
+    rig = Rig(paper_bundles)
+
     async def main():
         rig.retriever.failure = RuntimeError("killed")
         for method, path in (("POST", "/v1/recommend"), ("GET", "/readyz")):
@@ -81,7 +91,10 @@ def test_without_the_retriever_the_client_is_told_to_come_back(rig: Rig):
     asyncio.run(main())
 
 
-def test_ready_once_every_stage_came_up_and_then_also_without_one(rig: Rig):
+@pytest.mark.usefixtures("looking")
+def test_ready_once_every_stage_came_up_and_then_also_without_one(paper_bundles: BundleStore):
+    rig = Rig(paper_bundles)
+
     async def main():
         rig.embedder.failure = RuntimeError("starting")
         assert (await rig.client.get("/readyz")).status_code == 503
@@ -91,6 +104,43 @@ def test_ready_once_every_stage_came_up_and_then_also_without_one(rig: Rig):
         assert (await rig.client.get("/readyz")).json() == {"ready": True, "degraded": ["embed"]}
 
     asyncio.run(main())
+
+
+def test_whether_it_is_ready_costs_one_request_however_often_it_is_asked(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    counted: list[int] = []
+    monkeypatch.setattr(rig.gateway._metrics, "count_request", counted.append)
+
+    async def main():
+        for _ in range(2):
+            asked = [rig.client.get("/readyz") for _ in range(10)]
+            assert {response.status_code for response in await asyncio.gather(*asked)} == {200}
+
+    asyncio.run(main())
+    assert rig.retriever.sizes == [1]
+    assert counted == []
+
+
+def test_a_stage_that_fails_with_every_batch_does_not_log_with_every_batch(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    monkeypatch.setattr(gateway.logger, "handlers", [handler])
+    rig.embedder.failure = rig.reranker.failure = RuntimeError("killed")
+
+    async def main():
+        for _ in range(20):
+            assert (await rig.recommend(user_id="ann"))["degraded"] == ["embed", "rerank"]
+        rig.retriever.failure = RuntimeError("killed")
+        for _ in range(5):
+            assert (await rig.client.post("/v1/recommend", json={})).status_code == 503
+
+    asyncio.run(main())
+    assert len(told) == len(set(told)) == 2 * 3  # each stage is called again, then given up
+    assert "stage embed failed, answering without it: RuntimeError('killed')" in told
 
 
 def test_a_gateway_on_an_open_address_needs_keys(

@@ -39,8 +39,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 def test_everything_recorded_reaches_ray_counters_as_one_sum(seen: Seen):
     recorder = Metrics(flush_s=60)
     for _ in range(3):
-        recorder.observe_request(200, 0.02)
-    recorder.observe_request(503, 0.001)
+        recorder.count_request(200)
+        recorder.observe_answer(0.02)
+    recorder.count_request(503)
     recorder.observe_batch(
         4,
         {"embed": 5.0, "rerank": 20.0},
@@ -92,7 +93,7 @@ def test_a_thread_flushes_and_ends_with_the_object(seen: Seen):
     before = set(threading.enumerate())
     recorder = Metrics(flush_s=0.01)
     [thread] = set(threading.enumerate()) - before
-    recorder.observe_request(200, 0.02)
+    recorder.count_request(200)
     _until(lambda: ("requests", 1, {"status": "200"}) in seen.handed)
     del recorder
     gc.collect()
@@ -120,7 +121,7 @@ def test_a_failing_flush_is_logged_and_the_next_one_tried(
 def test_values_that_nobody_takes_do_not_gather_without_bound(seen: Seen):
     recorder = Metrics(flush_s=60)
     for _ in range(metrics.MAX_PENDING):
-        recorder.observe_request(200, 0.02)
+        recorder.count_request(200)
     assert len(recorder._pending) == metrics.MAX_PENDING
 
 
@@ -132,7 +133,8 @@ def test_recording_is_cheap_enough_for_every_request(seen: Seen):
     for _ in range(20):
         start = time.perf_counter()
         for _ in range(32):
-            recorder.observe_request(200, 0.02)
+            recorder.count_request(200)
+            recorder.observe_answer(0.02)
         recorder.observe_batch(32, timings_ms, waited_ms=waited_ms)
         best = min(best, time.perf_counter() - start)
     assert best / 32 < 20e-6

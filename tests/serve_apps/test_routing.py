@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,9 @@ from ray.serve._private.common import (
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve.config import RequestRouterConfig
 
+from serve_apps.calls import Stage
+from serve_apps.delivery import Delivery
+from serve_apps.held import BundleNotHeld
 from serve_apps.recommend import ROUTING
 from serve_apps.routing import LeastLoadedRouter
 
@@ -36,7 +41,12 @@ def _router() -> LeastLoadedRouter:
 
 
 def _choose(
-    router: LeastLoadedRouter, names: str, queues: dict[str, int], *, lone: bool = False
+    router: LeastLoadedRouter,
+    names: str,
+    queues: dict[str, int],
+    *,
+    lone: bool = False,
+    tried: str = "",
 ) -> list[str]:
     replicas: list[Any] = [
         SimpleNamespace(replica_id=ReplicaID(name, deployment_id=STAGE)) for name in names
@@ -47,7 +57,8 @@ def _choose(
 
     async def choose() -> list[list[Any]]:
         # Made here: it wants a running loop.
-        request = PendingRequest(args=[], kwargs={"lone": lone}, metadata=METADATA)
+        delivery = Delivery(lone, set(tried))
+        request = PendingRequest(args=[], kwargs={"delivery": delivery}, metadata=METADATA)
         return await router.choose_replicas(replicas, request)
 
     ranks = asyncio.run(choose())
@@ -76,6 +87,36 @@ def test_the_shortest_queue_comes_first():
     router = _router()
     for _ in range(2):
         assert _choose(router, "abc", {"a": 5, "b": 0, "c": 3}) == ["b", "c"]
+
+
+def test_a_call_that_failed_goes_elsewhere_where_there_is_an_elsewhere():
+    """Though the queue of the replica that failed it is the shortest."""
+    router = _router()
+    for _ in range(3):
+        assert _choose(router, "abc", {"a": 0, "b": 50, "c": 3}, tried="a") == ["c", "b"]
+    assert _choose(router, "abc", {"a": 0, "b": 50, "c": 3}, tried="ac") == ["b"]
+    assert _choose(router, "a", {"a": 0}, tried="a") == ["a"]
+
+
+def test_a_replica_is_given_the_oldest_call_that_it_has_not_failed():
+    router = _router()
+    first, second = (ReplicaID(name, deployment_id=STAGE) for name in "ab")
+    router._replica_id_set = {first, second}
+
+    async def given(*replicas: ReplicaID) -> list[str | None]:
+        waiting = [Delivery(tried={"a"}), Delivery(), Delivery(tried={"a", "b"})]
+        for delivery in waiting:
+            pending = PendingRequest(args=[], kwargs={"delivery": delivery}, metadata=METADATA)
+            router._pending_requests_to_fulfill.append(pending)
+        for replica in replicas:
+            wrapped: Any = SimpleNamespace(replica_id=replica)
+            router._fulfill_next_pending_request(wrapped, METADATA)
+        router._pending_requests_to_fulfill.clear()
+        return [delivery.chosen for delivery in waiting]
+
+    assert asyncio.run(given(first)) == [None, "a", None]
+    assert asyncio.run(given(first, first, first)) == [None, "a", "a"]  # it failed everywhere
+    assert asyncio.run(given(second, first, second)) == ["b", "a", "b"]
 
 
 def test_a_replica_that_is_gone_is_forgotten():
@@ -110,6 +151,45 @@ def test_two_calls_on_two_idle_replicas_use_both():
         assert all(len(pair) == 2 for pair in asyncio.run(pairs()))
     finally:
         serve.delete("busy")
+
+
+@serve.deployment(num_replicas=2, request_router_config=ROUTING, ray_actor_options={"num_cpus": 0})
+class Lacking:
+    """The first of its replicas lacks all bundles, and says so at once; the other works a while."""
+
+    def __init__(self, first: str) -> None:
+        try:
+            Path(first).touch(exist_ok=False)
+            self._lacks = True
+        except FileExistsError:
+            self._lacks = False
+
+    async def work(self, *, delivery: Delivery) -> bool:
+        assert not delivery.lone
+        if self._lacks:
+            raise BundleNotHeld("not this one")
+        await asyncio.sleep(0.02)
+        return True
+
+
+def test_a_replica_that_lacks_a_bundle_swallows_no_call(tmp_path: Path):
+    handle = serve.run(  # type: ignore[attr-defined]
+        Lacking.bind(str(tmp_path / "first")), name="lacking", route_prefix=None
+    )
+    try:
+        stage = Stage("work", handle)
+        refusals: list[int] = []
+        stage.refused = partial(refusals.append, 1)
+        stage.batches = lambda: 2
+
+        async def calls() -> list[bool]:
+            call = partial(stage.call, 1, lambda *_: (), any, 60)
+            return await asyncio.gather(*(call() for _ in range(64)))
+
+        assert all(asyncio.run(calls()))
+        assert refusals
+    finally:
+        serve.delete("lacking")
 
 
 def test_the_stages_are_routed_so():

@@ -9,6 +9,8 @@ import pytest
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.catalogue import Catalogue
+from serve_apps import swap
+from serve_apps.held import BundleNotHeld
 from tests.serve_apps.rig import Rig, until
 
 PATIENT = {"stage_timeout_s": 60, "timeout_s": 60}
@@ -85,6 +87,35 @@ def test_no_swap_until_every_stage_holds_it(store: BundleStore, tmp_path: Path):
         rig.reranker.refusal = None
         await rig.gateway._shelf.follow()
         assert (await rig.recommend())["bundle"] == second
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_lacks_the_bundle_is_told_to_hold_it(
+    store: BundleStore, monkeypatch: pytest.MonkeyPatch
+):
+    """One that came up with what was current by then, while gateways still send another."""
+    monkeypatch.setattr(swap, "_CONFIRM_EVERY", 10**9)  # but for the first look
+    bundle = store.current().name
+    rig = Rig(store)
+    shelf = rig.gateway._shelf
+
+    async def lack() -> None:
+        if rig.retriever.held != [bundle]:
+            raise BundleNotHeld("not yet")
+
+    rig.retriever.failure = lack
+
+    async def main():
+        watching = asyncio.ensure_future(shelf.watch(0.001))
+        try:
+            await until(lambda: rig.retriever.held == [bundle])
+            rig.retriever.held = []
+            rig.retriever.sizes.clear()
+            assert (await rig.recommend())["bundle"] == bundle
+            assert len(rig.retriever.sizes) > 1
+        finally:
+            watching.cancel()
 
     asyncio.run(main())
 

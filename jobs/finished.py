@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _RATED_CASES = 2_000
-"""Validation ratings that a rater is measured on at most."""
+"""Cases of validation, and of test, whose ratings a rater is measured on at most."""
 
 
 def use(config: FinetuneConfig, model: Path) -> None:
@@ -50,8 +50,10 @@ def use(config: FinetuneConfig, model: Path) -> None:
         )
         text = json.dumps(report, indent=1)
         (config.out / "rating-errors.json").write_text(text, encoding="utf-8")
-        for name, errors in report.items():
-            sys.stdout.write(f"{name}: MAE {errors['mae']:.4f}, RMSE {errors['rmse']:.4f}\n")
+        for part, predictors in report.items():
+            for name, errors in predictors.items():
+                told = f"MAE {errors['mae']:.4f}, RMSE {errors['rmse']:.4f}"
+                sys.stdout.write(f"{part}, {name}: {told}\n")
 
 
 def install(model: Path, place: Path) -> None:

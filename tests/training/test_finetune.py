@@ -343,14 +343,21 @@ def test_rating_report(configure, rated, tiny_encoder, tmp_path, capsys):
     task.save(model, tmp_path / "model")
     use(config, tmp_path / "model")
     report = json.loads((config.out / "rating-errors.json").read_text())
-    assert set(report) == {"model", "user", "user and item", "mean"}
-    assert report["model"] == report["user"]  # its logit is 0 for everything
-    # Validation is each user's last event but one.
-    table = Dataset.open(rated).events
-    actual = table.values.reshape(NUM_USERS, 8)[:, -2]
-    mean = table.values.reshape(NUM_USERS, 8)[:, :-2].mean()
-    assert report["mean"]["mae"] == pytest.approx(np.abs(actual - mean).mean(), rel=1e-5)
-    assert capsys.readouterr().out.startswith("model: MAE")
+    assert set(report) == {"validation", "test"}
+    # Test is each user's last event, validation the one before.
+    values = Dataset.open(rated).events.values.reshape(NUM_USERS, 8)
+    for part, place in (("validation", -2), ("test", -1)):
+        found = report[part]
+        assert set(found) == {"model", "factors", "item-kNN", "biases", "user", "mean"}
+        assert found["model"] == found["user"]  # its logit is 0 for everything
+        mean = values[:, :place].mean()
+        expected = (values[:, :place].sum(axis=1) + 5 * mean) / (8 + place + 5)
+        error = values[:, place] - expected
+        assert found["user"]["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+        assert found["mean"]["mae"] == pytest.approx(
+            np.abs(values[:, place] - mean).mean(), rel=1e-5
+        )
+    assert capsys.readouterr().out.startswith("validation, model: MAE")
 
 
 def test_torchrun(configure, tmp_path):

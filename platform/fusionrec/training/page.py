@@ -5,6 +5,7 @@ It is drawn of ``curves.jsonl`` and of what the caller knows; the run may have e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -132,7 +133,7 @@ def _memory_chart(
 def _summary(points: Sequence[tuple[int, float]]) -> tuple[str, ...]:
     """First, last, least, largest."""
     values = [value for _, value in points]
-    finite = [value for value in values if value == value] or values
+    finite = [value for value in values if math.isfinite(value)] or values
     return tuple(f"{v:.5g}" for v in (values[0], values[-1], min(finite), max(finite)))
 
 

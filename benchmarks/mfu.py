@@ -278,10 +278,9 @@ def _peak(config: MfuBenchmark) -> float | None:
 
 def _begin() -> None:
     """Join the workers that torchrun started, or be the only one."""
-    alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
-    alone |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     if not dist.is_torchelastic_launched():
-        os.environ |= {name: str(value) for name, value in alone.items()}
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+        os.environ |= alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     prepare_process(TrainingConfig())
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import FloatArray, Histories
@@ -170,7 +171,7 @@ def _rating_errors(
     scores = [float(each[0]) for each in rater.score(histories, [[text] for text in texts])]
     rated = _rated(ratings, len(dataset.catalogue))
     biases = Biases.fit(rated)
-    predicted = {
+    predicted: dict[str, npt.ArrayLike] = {
         "model": expected + config.scale * np.array(scores),
         "factors": Factors.fit(rated, biases).predict(users, codes),
         "item-kNN": ItemKnn.fit(rated, biases).predict(users, codes),

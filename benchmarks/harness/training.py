@@ -161,9 +161,9 @@ def write_llama(folder: Path, texts: list[str], size: Mapping[str, Any]) -> int:
     tokenizer_class: Any = PreTrainedTokenizerFast  # not typed
     fast = tokenizer_class(tokenizer_object=tokenizer, **special)
     torch.manual_seed(0)
-    shape = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": BLOCK_TOKENS}
-    shape |= {"num_attention_heads": 8, "num_key_value_heads": 8} | size
-    config = LlamaConfig(bos_token_id=0, eos_token_id=1, pad_token_id=1, **shape)
+    shape: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    shape |= {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": BLOCK_TOKENS}
+    config = LlamaConfig(bos_token_id=0, eos_token_id=1, pad_token_id=1, **shape | dict(size))
     model: Any = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)

@@ -97,7 +97,7 @@ class Factors:
         biases: Biases,
         *,
         rank: int = 8,
-        damping: float = 0.1,
+        damping: float = 0.2,
         epochs: int = 20,
         seed: int = 0,
     ) -> Factors:

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+import torch
 from pydantic import Field
 
 from benchmarks.harness.machine import describe, today
@@ -64,7 +65,8 @@ class TrainingBenchmark(JobConfig):
     threads: int | None = Field(default=None, ge=1)
     """Of the one worker that is compared with the peers; by default the number of cores."""
     workers: tuple[int, ...] = (1, 2)
-    """Workers of our engine, with a thread each; more than there are cores are left out."""
+    """Workers of our engine, with a thread each; more than there are GPUs, or cores where there are
+    none, are left out."""
     repetitions: int = Field(default=3, ge=1)
     """Rounds over all systems."""
     steps: int = Field(default=30, ge=3)
@@ -119,7 +121,8 @@ def rounds(config: TrainingBenchmark, made: Material) -> Iterator[Sample]:
     systems = ["engine", peer] if find_spec(peer.replace("-", "_")) else ["engine"]
     threads = config.threads or cores
     contenders = [(system, p, 1, threads) for p in config.precisions for system in systems]
-    scaling = [("engine", config.precisions[0], n, 1) for n in config.workers if n <= cores]
+    most = torch.cuda.device_count() or cores
+    scaling = [("engine", config.precisions[0], n, 1) for n in config.workers if n <= most]
     contenders += [one for one in scaling if one not in contenders]
     settings = {
         "steps": config.steps,

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.histories import FloatArray
-from fusionrec.data.splits import Protocol, Split, split
+from fusionrec.data.histories import FloatArray, Histories
+from fusionrec.data.splits import Cases, Protocol, Split, split
 from fusionrec.data.text import history_texts, item_text, item_texts, with_reviews
 from fusionrec.errors import ConfigError
+from fusionrec.evaluation.collaborative import Biases, Factors, ItemKnn, Rated
 from fusionrec.evaluation.metrics import rating_errors
 from fusionrec.progress import bar
 from fusionrec.training.examples import Examples, lists
@@ -128,21 +130,33 @@ def with_scores(examples: Examples, dataset: Dataset, teacher: Path) -> Examples
 
 def rating_report(
     model: Path, dataset: Dataset, parts: Split, *, max_cases: int
-) -> dict[str, dict[str, float]]:
-    """MAE and RMSE of a trained rater on the validation targets, beside what reads no text.
+) -> dict[str, dict[str, dict[str, float]]]:
+    """MAE and RMSE of a trained rater on validation and test targets, beside what reads no text.
+
+    The others are fitted on all that is known when the cases are asked, and the rater's histories
+    hold it: for test cases, the validation events too. The rater's weights know training alone.
 
     Returns:
-        By predictor, in the unit of the ratings: the model; the user's expected rating alone; that
-        and the item's damped mean above it; the mean of all training ratings.
+        By part and predictor, in the unit of the ratings: the model; matrix factorisation and
+        item-kNN over biases, and these alone; the user's expected rating alone; the mean of all
+        ratings.
     """
+    known = {"validation": (parts.train, parts.validation), "test": (parts.known, parts.test)}
+    return {
+        name: _rating_errors(model, dataset, before, cases.take(np.arange(len(cases))[:max_cases]))
+        for name, (before, cases) in known.items()
+    }
+
+
+def _rating_errors(
+    model: Path, dataset: Dataset, before: Histories, cases: Cases
+) -> dict[str, dict[str, float]]:
     from fusionrec.language.reranker import Reranker
 
-    ratings = Ratings.of(dataset.events, parts.train)
-    cases = parts.validation
+    ratings = Ratings.of(dataset.events, before)
     rows, items, times, actual = ratings.targets(cases.users, cases.targets)
-    rows, items = rows[:max_cases], items[:max_cases]
-    times, actual = times[:max_cases], actual[:max_cases]
-    expected = ratings.by_user[cases.users[rows]]
+    users, codes = cases.users[rows], items.astype(np.int64)
+    expected = ratings.by_user[users]
     rater = Reranker.load(model)
     config = RaterConfig.model_validate_json((model / RATER).read_bytes())
     histories = history_texts(
@@ -150,18 +164,32 @@ def rating_report(
     )
     texts = [item_text(dataset.catalogue, int(code)) for code in items]
     if config.num_reviews:
-        reviews = Reviews.of(dataset, parts.train)
-        read = reviews.before(cases.users[rows], items, times, config.num_reviews)
+        reviews = Reviews.of(dataset, before)
+        read = reviews.before(users, items, times, config.num_reviews)
         own, others = ([reviews.text_of(row[row >= 0]) for row in read[:, side]] for side in (0, 1))
         histories, texts = with_reviews(histories, own), with_reviews(texts, others)
     scores = [float(each[0]) for each in rater.score(histories, [[text] for text in texts])]
-    offsets = ratings.item_offsets(len(dataset.catalogue))
-    return {
-        "model": rating_errors(expected + config.scale * np.array(scores), actual),
-        "user": rating_errors(expected, actual),
-        "user and item": rating_errors(expected + offsets[items], actual),
-        "mean": rating_errors(np.full(len(actual), ratings.mean), actual),
+    rated = _rated(ratings, len(dataset.catalogue))
+    biases = Biases.fit(rated)
+    predicted: dict[str, npt.ArrayLike] = {
+        "model": expected + config.scale * np.array(scores),
+        "factors": Factors.fit(rated, biases).predict(users, codes),
+        "item-kNN": ItemKnn.fit(rated, biases).predict(users, codes),
+        "biases": biases.predict(users, codes),
+        "user": expected,
+        "mean": np.full(len(actual), ratings.mean),
     }
+    return {name: rating_errors(values, actual) for name, values in predicted.items()}
+
+
+def _rated(ratings: Ratings, num_items: int) -> Rated:
+    """All ratings of the histories; of one item, a user's last."""
+    given = np.flatnonzero(~np.isnan(ratings.train))
+    users, items = ratings.histories.rows[given], ratings.histories.items[given].astype(np.int64)
+    keys = users * num_items + items
+    last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
+    values = ratings.train[given[last]].astype(np.float64)
+    return Rated(users[last], items[last], values, (len(ratings.histories), num_items))
 
 
 def stored_settings(pipeline: Path) -> list[object]:

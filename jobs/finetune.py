@@ -11,7 +11,8 @@
     python -m jobs.finetune --task multi-task --objectives encoder,pretraining --dataset DIR …
     python -m torch.distributed.run --nproc-per-node 2 -m jobs.finetune …      without Ray
 
-The model is left in ``RUN/model``; ``--encoder RUN/model`` starts another task from it.
+The model is left in ``RUN/model``; ``--encoder RUN/model`` starts another task from it. The curves,
+memory and settings of the run are on the page ``RUN/report.html``.
 ``jobs.embed --encoder RUN/model`` brings an encoder into a pipeline; a reranker is copied into the
 pipeline whose fused candidates it was trained on. The same command goes on with a run that was
 interrupted.
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import warnings
 from contextlib import ExitStack
@@ -33,11 +33,16 @@ import torch.distributed as dist
 from pydantic import Field
 from rich.console import Console
 
-from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.splits import Protocol, split
-from fusionrec.errors import ConfigError, DataError
+from fusionrec.data.splits import Protocol
+from fusionrec.errors import (
+    CheckpointNotWritten,
+    ConfigError,
+    DataError,
+    NonFiniteLoss,
+    Preempted,
+)
 from fusionrec.language.models import resolve
 from fusionrec.progress import Advance, bar, console
 from fusionrec.training import preflight
@@ -55,9 +60,9 @@ from fusionrec.training.objectives.reranker import RerankerSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 from fusionrec.training.tracking import Report
-from jobs.distilled import distillation_report
 from jobs.entry import run
-from jobs.examples import make_examples, rating_report, stored_settings
+from jobs.examples import make_examples, stored_settings
+from jobs.finished import leave_page, use
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder": {"batch_size": 64, "learning_rate": 1e-4, "max_tokens": 64},
@@ -69,9 +74,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "multi-task": {"batch_size": 16, "learning_rate": 1e-4, "max_tokens": 96},
 }
 """Where a task's default is not the one of TrainingConfig and TaskSettings."""
-
-_RATED_CASES = 2_000
-"""Validation ratings that a rater is measured on at most."""
 
 
 class FinetuneConfig(  # type: ignore[misc]
@@ -191,37 +193,47 @@ class FinetuneConfig(  # type: ignore[misc]
 
 
 def finetune(config: FinetuneConfig) -> TrainingResult:
-    """Make the examples, train, install.
+    """Make the examples, train, install, and leave the run's page.
 
     Raises:
         FusionRecError: see preflight, the engine and the worker.
     """
     settings, training = config.resolved()
-    launched = dist.is_torchelastic_launched()
     planned = plan(config)
     if _first():
         console.print(planned.sentence, highlight=False, soft_wrap=True)
-    if launched:
-        result = _under_torchrun(config, settings, training)
-    else:
-        # Ray only where it is used: under torchrun it is not.
-        from fusionrec.training import worker
-        from jobs import cluster
-
-        prepare(config, settings)
-        with cluster.start():
-            result = worker.fit(
-                partial(load_task, config.out.resolve() / "examples"),
-                training,
-                config.out,
-                num_workers=config.num_workers,
-                min_workers=config.min_workers,
-                use_gpu=config.use_gpu,
-                max_failures=config.max_failures,
-            )
+    try:
+        result = _trained(config, settings, training)
+    except (NonFiniteLoss, CheckpointNotWritten, Preempted) as error:
+        if _first():
+            leave_page(config, planned.estimate, None, str(error))
+        raise
     if _first():
-        _use(config, Path(result.model))
+        use(config, Path(result.model))
+        leave_page(config, planned.estimate, result)
     return result
+
+
+def _trained(
+    config: FinetuneConfig, settings: TaskSettings, training: TrainingConfig
+) -> TrainingResult:
+    if dist.is_torchelastic_launched():
+        return _under_torchrun(config, settings, training)
+    # Ray only where it is used: under torchrun it is not.
+    from fusionrec.training import worker
+    from jobs import cluster
+
+    prepare(config, settings)
+    with cluster.start():
+        return worker.fit(
+            partial(load_task, config.out.resolve() / "examples"),
+            training,
+            config.out,
+            num_workers=config.num_workers,
+            min_workers=config.min_workers,
+            use_gpu=config.use_gpu,
+            max_failures=config.max_failures,
+        )
 
 
 def plan(config: FinetuneConfig) -> preflight.Plan:
@@ -333,44 +345,6 @@ def _under_torchrun(
         dist.destroy_process_group()
 
 
-def _use(config: FinetuneConfig, model: Path) -> None:
-    """Do with the trained model what its task is for."""
-    if config.task == "distillation":
-        kept = distillation_report(
-            model,
-            config.student,
-            config.need("teacher"),
-            config.need("pipeline"),
-            Dataset.open(config.dataset),
-            config.seed,
-        )
-        text = kept.model_dump_json(indent=1) + "\n"
-        (config.out / "distillation.json").write_text(text, encoding="utf-8")
-        console.print(kept.sentence, highlight=False, soft_wrap=True)
-    learned = config.student if config.task == "distillation" else config.task
-    if learned in ("reranker", "decoder"):
-        install(model, config.need("pipeline") / "reranker")
-    if config.task == "rating":
-        dataset = Dataset.open(config.dataset)
-        report = rating_report(
-            model, dataset, split(dataset, config.protocol), max_cases=_RATED_CASES
-        )
-        text = json.dumps(report, indent=1)
-        (config.out / "rating-errors.json").write_text(text, encoding="utf-8")
-        for name, errors in report.items():
-            sys.stdout.write(f"{name}: MAE {errors['mae']:.4f}, RMSE {errors['rmse']:.4f}\n")
-
-
-def install(model: Path, place: Path) -> None:
-    """Copy ``model`` to ``place``, which is whole at any moment but the one of the two renames."""
-    partial_copy = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial_copy, ignore_errors=True)
-    shutil.copytree(model, partial_copy)
-    shutil.rmtree(place, ignore_errors=True)
-    partial_copy.rename(place)
-    forget_measurements(place.parent)
-
-
 def main() -> None:
     """Parse, train, report."""
     config = parse(FinetuneConfig)
@@ -387,6 +361,7 @@ def main() -> None:
             soft_wrap=True,
         )
         console.print(f"model: {result.model}", soft_wrap=True)
+        console.print(f"page: {config.out / 'report.html'}", soft_wrap=True)
         console.print(f"curves: tensorboard --logdir {config.out / 'tensorboard'}", soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fusionrec.evaluation.svg import grid, svg, text, ticks
+from fusionrec.pages.svg import grid, svg, text, ticks
 from tuning.front import Front
 from tuning.history import SearchHistory
 

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from fusionrec.config import Config
 from fusionrec.data.dataset import DatasetInfo
 from fusionrec.data.splits import Protocol
-from fusionrec.evaluation.render import page
 from fusionrec.evaluation.significance import BootstrapConfig, Comparison
+from fusionrec.pages import page
 from tuning import charts
 from tuning.front import Front
 from tuning.history import SearchHistory

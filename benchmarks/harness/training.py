@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.harness.tables import spread, table
 from fusionrec.data.catalogue import Catalogue
@@ -139,8 +140,10 @@ def _chosen(catalogue: Catalogue, codes: list[int]) -> Catalogue:
 
 
 def write_llama(folder: Path, texts: list[str], size: Mapping[str, Any]) -> int:
-    """A Llama with random weights whose tokenizer has learned from ``texts``; its weights."""
-    import torch
+    """A Llama with random weights whose tokenizer has learned from ``texts``; its weights.
+
+    ``size`` is of ``LlamaConfig``; what it leaves out is small.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -158,16 +161,9 @@ def write_llama(folder: Path, texts: list[str], size: Mapping[str, Any]) -> int:
     tokenizer_class: Any = PreTrainedTokenizerFast  # not typed
     fast = tokenizer_class(tokenizer_object=tokenizer, **special)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=BLOCK_TOKENS,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-        **size,
-    )
+    shape: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    shape |= {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": BLOCK_TOKENS}
+    config = LlamaConfig(bos_token_id=0, eos_token_id=1, pad_token_id=1, **shape | dict(size))
     model: Any = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
@@ -223,6 +219,10 @@ def train(
     (port,) = free_ports(1)
     shared = {"WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers, "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": port, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    if torch.cuda.is_available():
+        # A plain trainer would spread one batch over all that it sees.
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(99)))
+        shared |= {"CUDA_VISIBLE_DEVICES": ",".join(seen.split(",")[:workers])}
     processes = []
     for rank in range(workers):
         own = {key: str(value) for key, value in (shared | {"RANK": rank}).items()}

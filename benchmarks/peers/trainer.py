@@ -1,8 +1,9 @@
 """One worker of ``benchmarks.training``: trains a few steps with our engine or a plain trainer.
 
 All three take the same batches of the same task in the same order, with the same settings. The
-times of a step's stages come from the clock around the calls that every one of them makes; on a CPU
-nothing runs beside them. A process for each run: what one leaves in memory slows no other.
+times of a step's stages come from the clock around the calls that every one of them makes; a GPU is
+waited for before the clock is read, so that nothing runs beside them. A process for each run: what
+one leaves in memory slows no other.
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ class TrainerConfig(JobConfig):
     """Of the order of the examples and of dropout."""
 
 
+def _now() -> float:
+    """Seconds, when everything that was asked of the GPU is done: a stage's time is its own."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clock:
     """Seconds of each stage, and when each step ended."""
 
@@ -80,17 +88,17 @@ class Clock:
         """``function``, whose time counts as ``stage``."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
+            began = _now()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.add(stage, time.perf_counter() - began)
+                self.add(stage, _now() - began)
 
         return call
 
     def step(self) -> None:
         """A step has ended."""
-        self._ends.append(time.perf_counter())
+        self._ends.append(_now())
         self._cpu.append(time.process_time())
 
     def summary(self) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def by_sentence_transformers(config: TrainerConfig, task: Task, clock: Clock) ->
 
     settings = task.identity
     pairs = task.describe(np.concatenate(_plan(config, task)))
-    model = SentenceTransformer(str(resolve(settings["encoder"])), device="cpu")
+    model = SentenceTransformer(str(resolve(settings["encoder"])))
     model.max_seq_length = settings["max_tokens"]
 
     def in_order(dataset: Any, **kwargs: Any) -> Any:
@@ -244,23 +252,23 @@ def _follow(trainer: Any, clock: Clock) -> None:
     )
 
     class Follower(TrainerCallback):
-        last = time.perf_counter()
+        last = _now()
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            clock.add("data", time.perf_counter() - self.last)
+            clock.add("data", _now() - self.last)
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            self.last = time.perf_counter()
+            self.last = _now()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.add("optimizer", time.perf_counter() - self.last)
+            clock.add("optimizer", _now() - self.last)
             clock.step()
-            self.last = time.perf_counter()
+            self.last = _now()
 
         def on_log(self, *_: Any, **given: Any) -> None:
             if "loss" in given["logs"]:
                 clock.losses.append(float(given["logs"]["loss"]))
-            self.last = time.perf_counter()
+            self.last = _now()
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follower())
@@ -275,10 +283,12 @@ def _kind(task: Task) -> Any:
 def loss_of(task: Task, model: torch.nn.Module, batch_size: int) -> float:
     """Mean loss of the first batches, without dropout."""
     task.build_model()  # which lets the task know the tokenizer
-    model.eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).eval()
     with torch.inference_mode():
         plan = task.plan(batch_size, np.random.default_rng(0))[:HELD_OUT_BATCHES]
-        found = [float(task.loss(model, task.batch(batch))) for batch in plan]
+        batches = [{k: v.to(device) for k, v in task.batch(rows).items()} for rows in plan]
+        found = [float(task.loss(model, batch)) for batch in batches]
     return float(np.mean(found))
 
 
@@ -291,7 +301,9 @@ def main() -> None:
     held_out: Any = load_task(config.held_out)
     clock = Clock(config.warm_up)
     if config.system == "engine":
-        dist.init_process_group("gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.manual_seed(config.seed)
     model = SYSTEMS[config.system](config, task, clock)
     if config.system == "engine":

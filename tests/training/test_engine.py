@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from fusionrec.errors import TrainingError
+from fusionrec.training.curves import read
 from fusionrec.training.engine import _refuse_difference
 from tests.training.scenarios import SKIPPED, faulty, scenario
 
@@ -259,6 +260,10 @@ def test_sigterm_leaves_a_checkpoint(ended, runs, workers):
     again, whole = ended["after preempted"], runs[1, "full"][0]
     assert again["losses"] == whole["losses"][6:]
     assert again["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
+    told = read(workers.directory / "preempted")
+    assert [(attempt.start, attempt.workers) for attempt in told.attempts] == [(0, 2), (6, 2)]
+    assert told.curves["loss"] == list(enumerate(whole["losses"], 1))
+    assert {"memory_bytes/worker-0", "memory_bytes/worker-1"} < told.curves.keys()
 
 
 def test_notice_leaves_a_checkpoint_and_the_run_goes_on(ended, runs, workers):

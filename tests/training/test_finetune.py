@@ -22,9 +22,12 @@ from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.training.config import TrainingConfig
+from fusionrec.training.curves import read
 from fusionrec.training.examples import Examples
 from fusionrec.training.tasks import load_task
-from jobs.finetune import FinetuneConfig, _use, finetune, prepare
+from jobs.finetune import FinetuneConfig, finetune, prepare
+from jobs.finished import use
+from tests.pages.reading import check
 
 NUM_USERS, NUM_ITEMS = 12, 20
 
@@ -325,8 +328,10 @@ def test_reranker_under_ray(configure, pipeline, ray_cluster):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_non_finite_loss_reaches_the_driver(configure, ray_cluster):
+    config = configure("encoder", "--batch-size", "4", "--learning-rate", "1e30")
     with pytest.raises(NonFiniteLoss, match="at step"):
-        finetune(configure("encoder", "--batch-size", "4", "--learning-rate", "1e30"))
+        finetune(config)
+    assert "The run stopped." in (config.out / "report.html").read_text(encoding="utf-8")
 
 
 def test_rating_report(configure, rated, tiny_encoder, tmp_path, capsys):
@@ -336,16 +341,23 @@ def test_rating_report(configure, rated, tiny_encoder, tmp_path, capsys):
     model = task.build_model()
     torch.nn.init.zeros_(model.classifier.weight)
     task.save(model, tmp_path / "model")
-    _use(config, tmp_path / "model")
+    use(config, tmp_path / "model")
     report = json.loads((config.out / "rating-errors.json").read_text())
-    assert set(report) == {"model", "user", "user and item", "mean"}
-    assert report["model"] == report["user"]  # its logit is 0 for everything
-    # Validation is each user's last event but one.
-    table = Dataset.open(rated).events
-    actual = table.values.reshape(NUM_USERS, 8)[:, -2]
-    mean = table.values.reshape(NUM_USERS, 8)[:, :-2].mean()
-    assert report["mean"]["mae"] == pytest.approx(np.abs(actual - mean).mean(), rel=1e-5)
-    assert capsys.readouterr().out.startswith("model: MAE")
+    assert set(report) == {"validation", "test"}
+    # Test is each user's last event, validation the one before.
+    values = Dataset.open(rated).events.values.reshape(NUM_USERS, 8)
+    for part, place in (("validation", -2), ("test", -1)):
+        found = report[part]
+        assert set(found) == {"model", "factors", "item-kNN", "biases", "user", "mean"}
+        assert found["model"] == found["user"]  # its logit is 0 for everything
+        mean = values[:, :place].mean()
+        expected = (values[:, :place].sum(axis=1) + 5 * mean) / (8 + place + 5)
+        error = values[:, place] - expected
+        assert found["user"]["mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
+        assert found["mean"]["mae"] == pytest.approx(
+            np.abs(values[:, place] - mean).mean(), rel=1e-5
+        )
+    assert capsys.readouterr().out.startswith("validation, model: MAE")
 
 
 def test_torchrun(configure, tmp_path):
@@ -364,4 +376,13 @@ def test_torchrun(configure, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("model:") == 1
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    check(page)
+    for told in ("worker 1", "tokens/s", Dataset.open(config.dataset).info.fingerprint):
+        assert told in page
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    found = read(tmp_path / "run")
+    assert len(found.curves["loss"]) == result["steps"]
+    assert found.curves["loss"][-1][1] == result["loss"]
+    assert min(size for _, size in found.curves["memory_bytes/worker-1"]) > 0
     assert Encoder.load(tmp_path / "run" / "model", device="cpu").dimension == 32

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fusionrec.training import tracking
-from fusionrec.training.config import TrackerName
+from fusionrec.training.config import TrackerName, TrainingConfig
+from fusionrec.training.memory import PeakMemory
 from fusionrec.training.tracking import Meter, Report, count_tokens
 
 SETTINGS = {"task.name": "toy", "training.seed": 3}
@@ -13,9 +14,11 @@ STEP |= {"skipped": 0, "spikes": 0}
 @pytest.fixture
 def meter(tmp_path, monkeypatch):
     def make(*trackers: TrackerName, start: int = 0) -> Meter:
-        return Meter(tmp_path, trackers, SETTINGS, start=start, total=4, every=2)
+        config = TrainingConfig(trackers=trackers, report_every=2)
+        return Meter(tmp_path, config, SETTINGS, PeakMemory(), start=start, total=4)
 
     monkeypatch.setattr(tracking.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(tracking.dist, "get_world_size", lambda: 1)
     return make
 
 
@@ -27,6 +30,7 @@ def test_reports_are_due_at_every_second_step(meter):
     assert (last.step, last.total, last.loss) == (4, 4, 3.0)
     assert last.tokens_per_s == pytest.approx(5 * last.examples_per_s)
     assert "tokens/s" in last.note
+    assert len(last.memory_bytes) == 1
     assert Report.model_validate_json(last.model_dump_json()) == last
     skipped = last.model_copy(update={"loss": float("nan"), "skipped": 1})
     assert "1 left out" in Report.model_validate_json(skipped.model_dump_json()).note

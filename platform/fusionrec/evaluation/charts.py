@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fusionrec.evaluation.report import CURVE_AT, PRIMARY, Report, SystemReport
-from fusionrec.evaluation.svg import grid, svg, text, ticks
+from fusionrec.pages.svg import grid, svg, text, ticks
 
 LABEL = 210
 ROW = 30

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fusionrec.evaluation import charts
@@ -13,6 +12,7 @@ from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.orders import OrderSensitivity
 from fusionrec.evaluation.report import PRIMARY, Report
 from fusionrec.evaluation.significance import Comparison, Estimate
+from fusionrec.pages import number, p_value, page
 
 TITLES = {
     "ndcg": "NDCG",
@@ -54,14 +54,6 @@ def html(report: Report) -> str:
     )
 
 
-def page(template: str, **values: object) -> str:
-    """A Jinja template in the style of all reports: ``style`` is its CSS."""
-    style = files("fusionrec.evaluation").joinpath("report.css").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "p": _p, "percent": _percent}
-    return environment.from_string(template).render(style=Markup(style), **values)  # noqa: S704
-
-
 def markdown(report: Report) -> str:
     """The same as GitHub-flavoured Markdown: tables, no charts."""
     k, systems = report.config.k, charts.ordered(report)
@@ -96,7 +88,7 @@ def markdown(report: Report) -> str:
             c.b,
             _interval(c.difference),
             "–" if c.ratio is None else _interval(c.ratio, 3),
-            _p(c.p_value).removeprefix("= "),
+            p_value(c.p_value).removeprefix("= "),
         ]
         for c in report.comparisons
         if c.metric in _compared(report)
@@ -115,15 +107,14 @@ def markdown(report: Report) -> str:
     lines += ["", f"## Beyond accuracy, lists of {k}", ""]
     head = ["system", "coverage", f"diversity ({report.diversity_over})", "novelty, bits", "Gini"]
     rows = [
-        [system.name, *(_number(value, 3) for value in system.beyond.values())]
-        for system in systems
+        [system.name, *(number(value, 3) for value in system.beyond.values())] for system in systems
     ]
     lines += _table(head, rows)
     if report.weights:
         terms = list(dict.fromkeys(term for row in report.weights.values() for term in row))
         lines += ["", "## Weights of the fusion", ""]
         rows = [
-            [segment, *(_number(row.get(term), 3) for term in terms)]
+            [segment, *(number(row.get(term), 3) for term in terms)]
             for segment, row in report.weights.items()
         ]
         lines += _table(["segment", *terms], rows)
@@ -147,7 +138,7 @@ def sentence(found: Comparison, k: int) -> str:
     return (
         f"**{found.a}** has {name} {found.mean_a:.4f} against {found.mean_b:.4f} of "
         f"**{found.b}**{ratio}; the difference {_interval(found.difference)} is {verdict}, "
-        f"p {_p(found.p_value)}."
+        f"p {p_value(found.p_value)}."
     )
 
 
@@ -173,15 +164,3 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def _interval(found: Estimate, digits: int = 4) -> str:
     return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"

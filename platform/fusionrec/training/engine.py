@@ -8,7 +8,7 @@ when called again with the same arguments, and on CPUs ends bit for bit as if no
 The directory of a run, seen by all workers::
 
     DIR/checkpoints/…      see fusionrec.training.checkpoints
-    DIR/tensorboard/…      curves, see fusionrec.training.tracking
+    DIR/curves.jsonl, DIR/tensorboard/…    see fusionrec.training.curves and tracking
     DIR/refreshed/…        what tasks chose by the current model, such as mined negatives
     DIR/non-finite-*.json, DIR/spike-*.json    batches to look at, see fusionrec.training.faults
     DIR/model/…            what Task.save writes, adapters merged
@@ -48,7 +48,7 @@ from fusionrec.training.config import TrainingConfig
 from fusionrec.training.faults import StopSignal, Watch
 from fusionrec.training.memory import PeakMemory
 from fusionrec.training.task import Batch, Refreshed, Task
-from fusionrec.training.tracking import Meter, Report, count_tokens, flat
+from fusionrec.training.tracking import Meter, Report, count_tokens, flat, of_all
 
 
 class TrainingResult(Config):
@@ -68,7 +68,7 @@ class TrainingResult(Config):
     seconds: float
     """Wall-clock time of the steps, over all attempts up to the checkpoints that they left."""
     peak_memory_bytes: int
-    """Of worker 0 in this attempt: of its device, or what its process grew by."""
+    """Of the worker that took most in this attempt: of its device, or what its process grew by."""
     weights_sha256: str
     """Of the first file of weights in ``model/``."""
     adapter_sha256: str | None
@@ -188,12 +188,7 @@ class _Run:
             start, loss, before = self._restore(engine, checkpoint, resharded=resharded)
         engine.train()
         meter = Meter(
-            self._directory,
-            config.trackers,
-            flat(self._identity),
-            start=start,
-            total=self._total,
-            every=config.report_every,
+            self._directory, config, flat(self._identity), memory, start=start, total=self._total
         )
         with meter, StopSignal() as signalled:
             began = time.perf_counter() - before
@@ -229,7 +224,7 @@ class _Run:
                     )
             self.checkpoints.wait()
             seconds = time.perf_counter() - began
-        return self._finish(engine, loss, seconds, memory.bytes())
+        return self._finish(engine, loss, seconds, max(of_all(memory.bytes())))
 
     def _order(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, epoch])

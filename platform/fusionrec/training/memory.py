@@ -315,24 +315,37 @@ class PeakMemory:
     """
 
     def __init__(self) -> None:
-        self._before = 0
+        self._before = self._most = 0
+        if not torch.cuda.is_available():
+            gc.collect()
+            with contextlib.suppress(OSError, AttributeError):
+                # What was freed before and kept for later would be taken again unseen.
+                ctypes.CDLL(None).malloc_trim(0)
+            self._before = _status("VmRSS")
+        self._forget()
+
+    def lap(self) -> int:
+        """The most since the last lap."""
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            return
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):
-            # What was freed before and kept for later would be taken again unseen.
-            ctypes.CDLL(None).malloc_trim(0)
-        # Forgets the peak; where that is not allowed, it is of the whole process's life.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        self._before = _status("VmRSS")
+            found = torch.cuda.max_memory_allocated()
+        else:
+            found = max(0, _status("VmHWM") - self._before)
+        self._forget()
+        self._most = max(self._most, found)
+        return found
 
     def bytes(self) -> int:
         """Until now."""
+        return max(self.lap(), self._most)
+
+    @staticmethod
+    def _forget() -> None:
         if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated()
-        return max(0, _status("VmHWM") - self._before)
+            torch.cuda.reset_peak_memory_stats()
+            return
+        # Where that is not allowed, the peak is of the whole process's life.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _status(field: str) -> int:

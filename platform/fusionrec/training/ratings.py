@@ -87,16 +87,6 @@ class Ratings:
         kept = ~np.isnan(ratings)
         return rows[kept], items[kept], targets.timestamps[kept], ratings[kept]
 
-    def item_offsets(self, num_items: int) -> FloatArray:
-        """[I] damped mean of what an item got above the expected rating of its users."""
-        known = ~np.isnan(self.train)
-        above = (self.train - self.by_user[self.histories.rows])[known]
-        items = self.histories.items[known]
-        sums = np.bincount(items, weights=above, minlength=num_items)
-        counts = np.bincount(items, minlength=num_items)
-        offsets: FloatArray = (sums / (counts + _DAMPING)).astype(np.float32)
-        return offsets
-
     def _before(self, users: IntArray, places: IntArray) -> FloatArray:
         """The expected rating of each user's event at each place."""
         known = ~np.isnan(self.train)

@@ -1,7 +1,8 @@
 """What a run tells while it goes: reports of progress, and curves for one tracker or several.
 
-A tracker takes numbers by step, on rank 0 only. TensorBoard's files lie in the run's directory, and
-so do those of MLflow and Weights & Biases unless their own environment variables name a server
+A tracker takes numbers by step, on rank 0 only. One of them is always there: the file that a run's
+page is drawn of (:mod:`fusionrec.training.curves`). TensorBoard's files lie in the run's directory,
+and so do those of MLflow and Weights & Biases unless their own environment variables name a server
 (``MLFLOW_TRACKING_URI``; ``WANDB_MODE=online`` with ``WANDB_API_KEY``). A tracker that fails is
 dropped with a message: no run ends because a server is down.
 """
@@ -22,7 +23,9 @@ from pydantic import ConfigDict
 
 from fusionrec.config import Config
 from fusionrec.progress import console
-from fusionrec.training.config import TrackerName
+from fusionrec.training.config import TrackerName, TrainingConfig
+from fusionrec.training.curves import CURVES, Curves
+from fusionrec.training.memory import PeakMemory
 from fusionrec.training.task import Batch
 
 
@@ -50,6 +53,9 @@ class Report(Config):
     """Steps left out so far because a loss or a gradient was not finite."""
     spikes: int
     """Losses so far that were far above the ones before them."""
+    memory_bytes: tuple[int, ...]
+    """The most that each worker took since the last report: of its device, or what its process grew
+    by."""
 
     @property
     def note(self) -> str:
@@ -159,6 +165,8 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+MEMORY = "memory_bytes/worker-"
+"""What the curves of the workers' memory are called, before the rank."""
 _KINDS: dict[TrackerName, Callable[[Path, int, Mapping[str, Any]], Tracker]] = {
     TrackerName.TENSORBOARD: TensorBoard,
     TrackerName.MLFLOW: MLflow,
@@ -166,26 +174,35 @@ _KINDS: dict[TrackerName, Callable[[Path, int, Mapping[str, Any]], Tracker]] = {
 }
 
 
+def _kinds(
+    chosen: Sequence[TrackerName],
+) -> dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]:
+    return {CURVES: Curves} | {name: _KINDS[name] for name in chosen}
+
+
 class Meter:
-    """Counts steps, feeds the trackers on rank 0, and says when a report is due."""
+    """Counts steps, feeds the trackers on rank 0, and says when a report is due, on all ranks."""
 
     def __init__(
         self,
         directory: Path,
-        trackers: Sequence[TrackerName],
+        config: TrainingConfig,
         settings: Mapping[str, Any],
+        memory: PeakMemory,
         *,
         start: int,
         total: int,
-        every: int,
     ) -> None:
-        self._step, self._total, self._every = start, total, every
+        self._memory = memory
+        self._step, self._total, self._every = start, total, config.report_every
         self._examples = self._tokens = 0
         self._since = time.perf_counter()
         self._trackers: dict[str, Tracker] = {}
         if dist.get_rank() == 0:
-            for name in trackers:
-                self._try(name, partial(self._open, name, directory, start, settings))
+            for name, kind in _kinds(config.trackers).items():
+                self._try(
+                    name, partial(self._open, name, partial(kind, directory, start, settings))
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -218,22 +235,23 @@ class Meter:
         curves = {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
         curves |= {"skipped": skipped, "spikes": spikes}
         due = self._step % self._every == 0 or self._step == self._total
+        memory: tuple[int, ...] = ()
         if due:
             now = time.perf_counter()
             curves["examples_per_s"] = self._examples / (now - self._since)
             curves["tokens_per_s"] = self._tokens / (now - self._since)
             self._examples, self._tokens, self._since = 0, 0, now
+            memory = of_all(self._memory.lap())
+        each = {f"{MEMORY}{worker}": float(size) for worker, size in enumerate(memory)}
         for name, tracker in list(self._trackers.items()):
-            self._try(name, partial(tracker.log, curves, self._step))
+            self._try(name, partial(tracker.log, curves | each, self._step))
         if not due:
             return None
-        place = {"step": self._step, "total": self._total, "epoch": epoch}
+        place = {"step": self._step, "total": self._total, "epoch": epoch, "memory_bytes": memory}
         return Report.model_validate(place | curves)
 
-    def _open(
-        self, name: TrackerName, directory: Path, start: int, settings: Mapping[str, Any]
-    ) -> None:
-        self._trackers[name] = _KINDS[name](directory, start, settings)
+    def _open(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._trackers[name] = make()
 
     def _try(self, name: str, action: Callable[[], None]) -> None:
         try:
@@ -241,6 +259,14 @@ class Meter:
         except Exception as error:  # whatever a tracker's library or server raises
             self._trackers.pop(name, None)
             console.print(f"tracker {name} is dropped: {error}", highlight=False, soft_wrap=True)
+
+
+def of_all(value: int) -> tuple[int, ...]:
+    """What each rank has; called by all of them together."""
+    found = [value] * dist.get_world_size()
+    if len(found) > 1:
+        dist.all_gather_object(found, value)
+    return tuple(found)
 
 
 def count_tokens(batch: Batch) -> int:

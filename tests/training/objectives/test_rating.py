@@ -31,8 +31,6 @@ def test_ratings_stand_beside_their_events():
     assert ratings.later == {(0, 3): 4.0}
     # (5 + 3 + 5 · 3) / (2 + 5) and (1 + 5 · 3) / (1 + 5)
     assert ratings.by_user.tolist() == pytest.approx([23 / 7, 16 / 6])
-    above = (5 - 23 / 7) + (1 - 16 / 6)
-    assert ratings.item_offsets(4)[0] == pytest.approx(above / 7, rel=1e-5)
 
 
 def test_an_expected_rating_knows_only_what_came_before():

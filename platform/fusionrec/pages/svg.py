@@ -10,14 +10,16 @@ import math
 from html import escape
 
 WIDTH = 920
-"""Of every chart, in the units of its coordinates."""
+"""Of a chart that has the page to itself, in the units of its coordinates."""
 
 
-def ticks(top: float) -> list[float]:
-    """Four to seven round numbers from 0 to just above ``top``."""
-    power = 10.0 ** math.floor(math.log10(top))
-    step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1, 2) if top / (s * power) <= 6)
-    return [i * step for i in range(math.ceil(top / step - 1e-9) + 1)]
+def ticks(top: float, bottom: float = 0.0) -> list[float]:
+    """Four to eight round numbers from just below ``bottom`` to just above ``top``."""
+    span = top - bottom
+    power = 10.0 ** math.floor(math.log10(span))
+    step = next(s * power for s in (0.1, 0.2, 0.25, 0.5, 1, 2) if span / (s * power) <= 6)
+    first = math.floor(bottom / step + 1e-9)
+    return [i * step for i in range(first, math.ceil(top / step - 1e-9) + 1)]
 
 
 def grid(x: float, top: float, bottom: float, label: str) -> str:
@@ -33,10 +35,10 @@ def text(x: float, y: float, content: str, css: str, anchor: str) -> str:
     return f'<text class="{css}" {place}>{escape(content)}</text>'
 
 
-def svg(height: float, title: str, parts: list[str]) -> str:
+def svg(height: float, title: str, parts: list[str], *, width: int = WIDTH) -> str:
     """The whole drawing."""
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img"><title>{escape(title)}</title>'
+        f'<svg viewBox="0 0 {width} {height:.0f}" role="img"><title>{escape(title)}</title>'
         + "".join(parts)
         + "</svg>"
     )

@@ -66,6 +66,25 @@ def make_examples(config: FinetuneConfig, settings: HistorySettings, dataset: Da
     return examples.newest(settings.history_items)
 
 
+def make_reviews(config: FinetuneConfig, dataset: Dataset) -> list[str]:
+    """What users wrote in training events, oldest first; beyond ``max_examples`` a random choice.
+
+    Raises:
+        ConfigError: they were asked for, and there are none.
+    """
+    found = Reviews.of(dataset, split(dataset, config.protocol).train)
+    codes = np.arange(len(found.users))
+    if config.reviews and not len(codes):
+        raise ConfigError(
+            f"setting reviews = True is wrong: data set {dataset.info.name} has no reviews in its "
+            "training events; leave --reviews out"
+        )
+    if len(codes) > config.max_examples:
+        generator = np.random.default_rng([config.seed, 2])
+        codes = np.sort(generator.choice(codes, size=config.max_examples, replace=False))
+    return found.text_of(codes)
+
+
 def with_negatives(
     examples: Examples,
     dataset: Dataset,

@@ -1,4 +1,4 @@
-"""Fine-tune a language model on a data set's training histories, or on its catalogue's texts.
+"""Fine-tune a language model on a data set's training histories, or on its texts.
 
 ::
 
@@ -57,7 +57,7 @@ from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 from fusionrec.training.tracking import Report
 from jobs.distilled import distillation_report
 from jobs.entry import run
-from jobs.examples import make_examples, rating_report, stored_settings
+from jobs.examples import make_examples, make_reviews, rating_report, stored_settings
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder": {"batch_size": 64, "learning_rate": 1e-4, "max_tokens": 64},
@@ -100,9 +100,9 @@ class FinetuneConfig(  # type: ignore[misc]
     ]
     """encoder: text of a history → text of the next item; reranker: history and candidate → score,
     against hard negatives from the pipeline's fused candidates; decoder: the same by a causal
-    language model's answer; pretraining: the catalogue's texts, masked for an encoder, causal for a
-    decoder; rating: history and item → rating; distillation: a reranker's scores → a smaller model;
-    multi-task: several of these at once."""
+    language model's answer; pretraining: the texts of catalogue and reviews, masked for an
+    encoder, causal for a decoder; rating: history and item → rating; distillation: a reranker's
+    scores → a smaller model; multi-task: several of these at once."""
     dataset: Path
     """Data set that jobs.ingest wrote."""
     out: Path
@@ -128,7 +128,7 @@ class FinetuneConfig(  # type: ignore[misc]
     examples_per_user: int = Field(10, ge=1)
     """Newest training events of each user that become examples."""
     max_examples: int = Field(200_000, ge=1)
-    """Examples in all; beyond it a random choice."""
+    """Examples in all, or reviews (pretraining); beyond it a random choice."""
     num_negatives: int = Field(7, ge=1)
     """Hard negatives of an example (reranker, decoder, distillation)."""
     negatives_from: int = Field(50, ge=1)
@@ -273,8 +273,9 @@ def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
     needs = settings.needs
     request: dict[str, Any] = {"task": config.task, "dataset": dataset.info.fingerprint}
     request |= {"settings": settings.model_dump(mode="json")}
-    if Need.HISTORIES in needs:
-        fields = ["protocol", "examples_per_user", "max_examples", "seed"]
+    if needs:
+        fields = ["protocol", "max_examples", "seed"]
+        fields += ["examples_per_user"] if Need.HISTORIES in needs else []
         request |= {name: getattr(config, name) for name in fields}
     if Need.NEGATIVES in needs:
         request |= {
@@ -295,10 +296,11 @@ def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
             f"data set {dataset.info.name} has no text to train a language model on: leave this "
             "job out"
         )
-    examples = None  # of what reads the catalogue alone
+    examples = None  # of what reads texts alone
     if isinstance(settings, HistorySettings):
         examples = make_examples(config, settings, dataset)
-    save_task(config.task, settings, dataset.catalogue, examples, directory)
+    reviews = make_reviews(config, dataset) if Need.REVIEWS in needs else []
+    save_task(config.task, settings, dataset.catalogue, examples, directory, reviews)
     known.write_text(json.dumps(request), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from fusionrec.config import parse
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import DatasetWriter
+from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError, NonFiniteLoss, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
@@ -45,7 +47,7 @@ def rated(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("rated") / "dataset", values)
 
 
-def write_dataset(folder: Path, values: np.ndarray | None) -> Path:
+def write_dataset(folder: Path, values: np.ndarray | None, texts: list[str] | None = None) -> Path:
     import pyarrow as pa
 
     generator = np.random.default_rng(0)
@@ -70,7 +72,7 @@ def write_dataset(folder: Path, values: np.ndarray | None) -> Path:
                     "value": pa.array(values, pa.float32())
                     if values is not None
                     else pa.nulls(len(events), pa.float32()),
-                    "text": pa.nulls(len(events), pa.string()),
+                    "text": pa.array(texts or [None] * len(events), pa.string()),
                     "domain": ["film"] * len(events),
                 }
             )
@@ -202,6 +204,36 @@ def test_every_task_is_made_from_a_data_set(
     assert np.isfinite(loss.item())
     made.save(model, tmp_path / "model")
     assert made.describe(first)
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "global-time"])
+def test_only_reviews_of_training_events_are_pretrained_on(configure, tmp_path, protocol):
+    texts = [f"user {event // 8} wrote {event}" for event in range(NUM_USERS * 8)]
+    folder = write_dataset(tmp_path / "reviewed", None, texts)
+    train = split(Dataset.open(folder), protocol).train
+    # Event 8·u + n is the n-th of user u.
+    seen = [8 * user + place for user, n in enumerate(train.lengths) for place in range(n)]
+    assert 0 < len(seen) < len(texts)
+
+    def reviews(*flags: str) -> list[str]:
+        config = configure("pretraining", "--protocol", protocol, *flags)
+        config = config.model_copy(update={"dataset": folder})
+        prepare(config, config.resolved()[0])
+        load_task(config.out / "examples")
+        table = pq.read_table(config.out / "examples" / "pretraining-reviews.parquet")
+        return table.column("text").to_pylist()
+
+    assert sorted(reviews()) == sorted(texts[event] for event in seen)
+    some = reviews("--max-examples", "5")
+    assert len(set(some)) == 5
+    assert set(some) <= {texts[event] for event in seen}
+    assert reviews("--no-reviews") == []
+
+
+def test_reviews_that_are_not_there(configure):
+    config = configure("pretraining", "--reviews")
+    with pytest.raises(ConfigError, match="leave --reviews out"):
+        prepare(config, config.resolved()[0])
 
 
 def test_hard_negatives_come_from_the_pipeline(configure, pipeline):

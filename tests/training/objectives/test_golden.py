@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fusionrec.training.objectives.settings import given
 from fusionrec.training.tasks import OBJECTIVES
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -34,6 +35,7 @@ VARIANTS: dict[tuple[str, str], dict] = {
     ("pretraining", "masked"): {"max_tokens": 12},
     ("pretraining", "next-sentence"): {"max_tokens": 24, "next_sentence": True},
     ("pretraining", "causal"): {"max_tokens": 8},
+    ("pretraining", "reviews"): {"max_tokens": 12},
     ("rating", "regression"): {},
     ("rating", "reviews"): {"num_reviews": 1},
     ("distillation", "margin-mse"): {"distillation_loss": "margin-mse"},
@@ -56,7 +58,8 @@ def test_curve(variant, still_encoder, tiny_decoder, catalogue, examples, tmp_pa
     chosen = objective.settings.model_validate(
         {"encoder": str(tiny_decoder if decodes else still_encoder), "max_tokens": 48} | settings
     )
-    task = objective.task(chosen, catalogue, taught if chosen.needs else None)
+    reviews = REVIEWS if variant == ("pretraining", "reviews") else ()
+    task = objective.task(chosen, catalogue, **given(chosen.needs, taught, reviews))
     torch.manual_seed(0)
     model = task.build_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

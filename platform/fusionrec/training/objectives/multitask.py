@@ -13,6 +13,7 @@ Shape legend: B examples of a batch, of each objective.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ from fusionrec.training.objectives.settings import (
     HistorySettings,
     Need,
     TaskSettings,
+    given,
     named,
     part,
 )
@@ -61,6 +63,9 @@ class MultiTaskSettings(HistorySettings):
     """Of the reranker."""
     mask_share: float = Field(0.15, gt=0, lt=1)
     """Share of the tokens that an encoder has to guess (pretraining)."""
+    reviews: bool | None = None
+    """Whether the reviews of training events are read behind the catalogue (pretraining); default:
+    where there are any."""
 
     @field_validator("objectives")
     @classmethod
@@ -105,13 +110,19 @@ class MultiTask:
     name = "multi-task"
 
     def __init__(
-        self, settings: MultiTaskSettings, catalogue: Catalogue, examples: Examples | None
+        self,
+        settings: MultiTaskSettings,
+        catalogue: Catalogue,
+        examples: Examples | None = None,
+        reviews: Sequence[str] = (),
     ) -> None:
         self._weights = settings.objective_weights
         self._tasks: list[Task] = []
         for each in settings.objectives:
             own = settings.of(each)
-            self._tasks.append(_PARTS[each][1](own, catalogue, examples if own.needs else None))
+            self._tasks.append(
+                _PARTS[each][1](own, catalogue, **given(own.needs, examples, reviews))
+            )
         self.head = tuple({part for task in self._tasks for part in task.head} | {"log_variances"})
 
     @property

@@ -1,19 +1,18 @@
-r"""Adaptive pretraining: the model first reads the texts of catalogue and reviews, as it once read
-others.
+r"""Adaptive pretraining: the model first reads the texts of the data, as it once read others.
 
-Reviews are those of training events, whatever validation and test would tell (see
-:mod:`fusionrec.training.reviews`). The texts are joined, with a separator after each, and cut into blocks of L tokens. An encoder, one
-whose tokenizer has a mask, learns masked language modelling (Devlin et al., BERT, 2019): of 15% of
-the tokens, 80% become the mask, 10% a random token, 10% stay, drawn anew each epoch (Liu et al.,
-RoBERTa, 2019, who also dropped next-sentence prediction without loss), and
+They are those of the catalogue and the reviews of training events: those of validation and test
+would tell what came next (see :mod:`fusionrec.training.reviews`). Joined, with a separator after
+each, they are cut into blocks of L tokens. An encoder, one whose tokenizer has a mask, learns
+masked language modelling (Devlin et al., BERT, 2019): of 15% of the tokens, 80% become the mask,
+10% a random token, 10% stay, drawn anew each epoch (Liu et al., RoBERTa, 2019, who also dropped
+next-sentence prediction without loss), and
 
     loss = −1/|M| Σ_{l in M} log p(x_l | masked block),   M the chosen tokens.
 
 With next-sentence prediction, as BERT had it, the examples are pairs instead of blocks: the two
-parts of a text, cut at the sentence's end that is nearest to its middle, or in half of the cases the
-first part of one and the second of another text that has another, drawn anew each epoch.
-With the label y of a pair, 0 where the second part follows, the loss has −log p(y | masked pair)
-added.
+parts of a text, cut at the sentence's end that is nearest to its middle, or in half of the cases
+the first part of one and the second of another text that has another, drawn anew each epoch. With
+the label y of a pair, 0 where the second part follows, the loss has −log p(y | masked pair) added.
 
 A decoder learns causal language modelling: −1/(L−1) Σ_l log p(x_l | x_<l). Gururangan et al.,
 Don't stop pretraining (ACL 2020), show what it brings. A model whose head came without weights
@@ -34,7 +33,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -52,8 +51,8 @@ from fusionrec.language.inference import tokenize
 from fusionrec.language.models import load_pretrained, resolve, save_pretrained
 from fusionrec.training.objectives.settings import Need, TaskSettings, identity
 from fusionrec.training.task import Batch, drawn, shuffled, with_draws
+from fusionrec.training.vocabulary import UNPREDICTED, causal_loss, guesses
 
-_UNPREDICTED = -100
 _TRIES = 20
 """Draws of another text's second part, where many items share theirs, such as a category."""
 _AT_ONCE = 1_000
@@ -156,25 +155,20 @@ class PretrainingTask:
         if self._masked:
             masks = [self._mask(row, g) for row, g in zip(tokens, generators, strict=True)]
             found["input_ids"] = torch.from_numpy(np.stack([changed for changed, _ in masks]))
-            labels[~np.stack([chosen for _, chosen in masks])] = _UNPREDICTED
+            labels[~np.stack([chosen for _, chosen in masks])] = UNPREDICTED
         return found | {"labels": torch.from_numpy(labels)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """See the module; 0 where nothing is to be predicted."""
         known = ("input_ids", "attention_mask", "token_type_ids")
-        inputs: dict[str, Any] = {name: batch[name] for name in known if name in batch}
+        inputs, labels = {name: batch[name] for name in known if name in batch}, batch["labels"]
         if not self._masked:
-            inputs["use_cache"] = False  # which would copy keys and values that nobody reads
-        found, labels = model(**inputs), batch["labels"]
-        logits = (found.prediction_logits if self._pairs else found.logits).float()
-        if not self._masked:
-            # Not the logits: a copy of them would be the largest tensor of the step.
-            labels = pad(labels[:, 1:], (0, 1), value=_UNPREDICTED)
-        chosen = labels != _UNPREDICTED
-        total = cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=_UNPREDICTED, reduction="sum"
-        )
-        loss = total / chosen.sum().clamp(min=1)
+            return causal_loss(model, inputs, labels)
+        rows, columns = (labels != UNPREDICTED).nonzero(as_tuple=True)
+        found = guesses(model, inputs, (rows, columns))
+        logits = (found.prediction_logits if self._pairs else found.logits)[0].float()
+        total = cross_entropy(logits, labels[rows, columns], reduction="sum")
+        loss = total / max(1, len(rows))
         if self._pairs:
             loss = loss + cross_entropy(found.seq_relationship_logits.float(), batch["other"])
         return loss

@@ -31,7 +31,7 @@ from fusionrec.language.decoder import (
     Prompt,
     answer_logits,
 )
-from fusionrec.language.inference import pad
+from fusionrec.training import pieces
 from fusionrec.training.examples import Examples, lists
 from fusionrec.training.losses.listwise import listwise_softmax
 from fusionrec.training.objectives.reranker import RankingLoss, described, ranking_loss
@@ -129,13 +129,16 @@ class DecoderTask:
             target = {"answer": torch.tensor([int(order.argmin()) for order in orders])}
             # As many letters as candidates are used, whichever codes are missing.
             exists = np.arange(codes.shape[1]) < exists.sum(axis=1, keepdims=True)
-        tokens = pad(self._prompts.tokenizer, prompts)
+        each = 2 if self._settings.prompt is Prompt.YES_NO else 1  # prompts of an example, or more
+        tokens = pieces.cut(self._prompts.tokenizer, prompts, each * len(rows))
         return named("prompt", tokens) | target | {"exists": torch.from_numpy(exists)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """See the module."""
         exists = batch["exists"]
-        logits = answer_logits(model, part(batch, "prompt"), self._prompts.answers)
+        logits = pieces.joined(
+            lambda own: answer_logits(model, own, self._prompts.answers), part(batch, "prompt")
+        )
         if self._settings.prompt is Prompt.YES_NO:
             margins = logits[:, 0] - logits[:, 1]
             scores = torch.zeros(exists.shape, device=logits.device)

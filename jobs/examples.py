@@ -20,7 +20,7 @@ from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import rating_errors
 from fusionrec.progress import bar
 from fusionrec.training.examples import Examples, lists
-from fusionrec.training.objectives.rating import RATER, RaterConfig, RatingSettings
+from fusionrec.training.objectives.rating import RATER, RaterConfig
 from fusionrec.training.objectives.settings import HistorySettings, Need
 from fusionrec.training.ratings import Ratings
 from fusionrec.training.reviews import Reviews
@@ -49,8 +49,8 @@ def make_examples(config: FinetuneConfig, settings: HistorySettings, dataset: Da
     )
     if Need.RATINGS in settings.needs:
         examples = Ratings.of(dataset.events, parts.train).beside(examples)
-    if isinstance(settings, RatingSettings) and settings.num_reviews:
-        examples = Reviews.of(dataset, parts.train).beside(examples, settings.num_reviews)
+        if config.num_reviews:
+            examples = Reviews.of(dataset, parts.train).beside(examples, config.num_reviews)
     if Need.NEGATIVES in settings.needs:
         examples = with_negatives(
             examples,

@@ -45,13 +45,7 @@ from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, prepare_process, train
 from fusionrec.training.loads import load_of
-from fusionrec.training.objectives.decoder import DecoderSettings
-from fusionrec.training.objectives.distillation import DistillationSettings
-from fusionrec.training.objectives.encoder import EncoderSettings
 from fusionrec.training.objectives.multitask import MultiTaskSettings
-from fusionrec.training.objectives.pretraining import PretrainingSettings
-from fusionrec.training.objectives.rating import RatingSettings
-from fusionrec.training.objectives.reranker import RerankerSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 from fusionrec.training.tracking import Report
@@ -76,12 +70,6 @@ _RATED_CASES = 2_000
 
 class FinetuneConfig(  # type: ignore[misc]
     JobConfig,
-    EncoderSettings,
-    RerankerSettings,
-    DecoderSettings,
-    PretrainingSettings,
-    RatingSettings,
-    DistillationSettings,
     MultiTaskSettings,
     TrainingConfig,
 ):
@@ -140,14 +128,25 @@ class FinetuneConfig(  # type: ignore[misc]
         given = {name: getattr(self, name) for name in self.model_fields_set}
         values = DEFAULTS[self.task] | given
         kind = OBJECTIVES[self.task].settings
+        settings = kind(**{n: v for n, v in values.items() if n in kind.model_fields})
         others = {n for each in OBJECTIVES.values() for n in each.settings.model_fields}
-        for name in sorted(given.keys() & others - kind.model_fields.keys()):
+        whose = f"--task {self.task}"
+        if isinstance(settings, MultiTaskSettings):
+            whose = f"--objectives {','.join(settings.objectives)}"
+        for name in sorted(given.keys() & others - settings.read):
             flag = "--" + name.replace("_", "-")
-            warnings.warn(f"{flag} is ignored by --task {self.task}: leave it out", stacklevel=2)
+            warnings.warn(f"{flag} is ignored by {whose}: leave it out", stacklevel=2)
         return (
-            kind(**{n: v for n, v in values.items() if n in kind.model_fields}),
+            settings,
             TrainingConfig(**{n: v for n, v in values.items() if n in TrainingConfig.model_fields}),
         )
+
+    @property
+    def trained(self) -> dict[str, Path]:
+        """Every objective that is trained, and where its model is in that of the run."""
+        if self.task == "multi-task":
+            return {part.value: Path(part.value) for part in self.objectives}
+        return {self.task: Path()}
 
     @property
     def num_negatives_of_task(self) -> int:
@@ -173,19 +172,21 @@ class FinetuneConfig(  # type: ignore[misc]
             raise ConfigError(f"setting {name} is missing: --task {self.task} {reasons[name]}")
         return place
 
-    def check(self, needs: frozenset[Need]) -> None:
-        """Say what is missing before anything is loaded.
+    def check(self, settings: TaskSettings) -> None:
+        """Say what is missing, or does not fit together, before anything is loaded.
 
         Raises:
             ConfigError: names it.
         """
-        if Need.NEGATIVES in needs:
+        if isinstance(settings, MultiTaskSettings):
+            settings.refuse_misfits()
+        if Need.NEGATIVES in settings.needs:
             self.need("pipeline")
-        if Need.TEACHER in needs:
+        if Need.TEACHER in settings.needs:
             self.need("teacher")
-        if self.task == "decoder" and "encoder" not in self.model_fields_set:
+        if "decoder" in self.trained and "encoder" not in self.model_fields_set:
             raise ConfigError(
-                "setting encoder is missing: --task decoder needs a causal language model to start "
+                "setting encoder is missing: a decoder needs a causal language model to start "
                 "from; give --encoder FOLDER"
             )
 
@@ -231,7 +232,7 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
         FusionRecError: see preflight.
     """
     settings, training = config.resolved()
-    config.check(settings.needs)
+    config.check(settings)
     if dist.is_torchelastic_launched():
         num_workers = int(os.environ["WORLD_SIZE"])
         workers_here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -337,9 +338,10 @@ def _under_torchrun(
 
 def _use(config: FinetuneConfig, model: Path) -> None:
     """Do with the trained model what its task is for."""
-    if config.task == "distillation":
+    places = {objective: model / place for objective, place in config.trained.items()}
+    if "distillation" in places:
         kept = distillation_report(
-            model,
+            places["distillation"],
             config.student,
             config.need("teacher"),
             config.need("pipeline"),
@@ -352,10 +354,10 @@ def _use(config: FinetuneConfig, model: Path) -> None:
     learned = config.student if config.task == "distillation" else config.task
     if learned in ("reranker", "decoder"):
         install(model, config.need("pipeline") / "reranker")
-    if config.task == "rating":
+    if "rating" in places:
         dataset = Dataset.open(config.dataset)
         report = rating_report(
-            model, dataset, split(dataset, config.protocol), max_cases=_RATED_CASES
+            places["rating"], dataset, split(dataset, config.protocol), max_cases=_RATED_CASES
         )
         text = json.dumps(report, indent=1)
         (config.out / "rating-errors.json").write_text(text, encoding="utf-8")

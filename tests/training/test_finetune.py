@@ -176,6 +176,10 @@ def test_settings_reach_their_task(configure):
     assert several.objective_weights == (1.0, 0.5)
     with pytest.raises(ConfigError, match="give a weight for each"):
         configure("multi-task", "--objective-weights", "1")
+    several, _ = configure("multi-task", "--dimensions", "8", "--mask-share", "0.3").resolved()
+    assert (several.dimensions, several.mask_share) == ((8,), 0.3)
+    with pytest.warns(UserWarning, match="--ranking-loss is ignored by --objectives encoder,pre"):
+        configure("multi-task", "--ranking-loss", "pairwise").resolved()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,19 @@ def test_settings_reach_their_task(configure):
         ("pretraining", []),
         ("rating", []),
         ("distillation", ["--student", "encoder"]),
-        ("multi-task", ["--objectives", "encoder,reranker,rating,pretraining"]),
+        (
+            "multi-task",
+            [
+                "--objectives",
+                "encoder,reranker,rating,pretraining,distillation",
+                "--student",
+                "encoder",
+                "--dimensions",
+                "8",
+                "--mined-negatives",
+                "1",
+            ],
+        ),
     ],
 )
 def test_every_task_is_made_from_a_data_set(
@@ -194,7 +210,7 @@ def test_every_task_is_made_from_a_data_set(
     Reranker.load(tiny_encoder, device="cpu").save(tmp_path / "teacher")
     places = ["--pipeline", str(rated_pipeline), "--teacher", str(tmp_path / "teacher")]
     config = configure(task, *places, *flags).model_copy(update={"dataset": rated})
-    config.check(config.resolved()[0].needs)
+    config.check(config.resolved()[0])
     prepare(config, config.resolved()[0])
     made = load_task(config.out / "examples")
     assert made.name == task
@@ -361,12 +377,15 @@ def test_non_finite_loss_reaches_the_driver(configure, ray_cluster):
         finetune(configure("encoder", "--batch-size", "4", "--learning-rate", "1e30"))
 
 
-def test_rating_report(configure, rated, tiny_encoder, tmp_path, capsys):
-    config = configure("rating").model_copy(update={"dataset": rated})
+@pytest.mark.parametrize("task", ["rating", "multi-task"])
+def test_rating_report(configure, rated, tiny_encoder, tmp_path, capsys, task):
+    flags = ("--objectives", "encoder,rating") if task == "multi-task" else ()
+    config = configure(task, *flags).model_copy(update={"dataset": rated})
     prepare(config, config.resolved()[0])
     task = load_task(config.out / "examples")
     model = task.build_model()
-    torch.nn.init.zeros_(model.classifier.weight)
+    rater = model.of("rating") if flags else model
+    torch.nn.init.zeros_(rater.classifier.weight)
     task.save(model, tmp_path / "model")
     _use(config, tmp_path / "model")
     report = json.loads((config.out / "rating-errors.json").read_text())

@@ -48,7 +48,8 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
         parts = [load_of(p, settings.of(p), batch_size, num_negatives) for p in settings.objectives]
         # One transformer; of the heads only that of the vocabulary is large.
         kinds = [part.architecture for part in parts]
-        kind = next((k for k in kinds if k is Architecture.MASKED_LM), kinds[0])
+        speaking = (Architecture.MASKED_LM, Architecture.CAUSAL_LM)
+        kind = next((k for k in kinds if k in speaking), kinds[0])
         hidden = {Reads.HIDDEN, Reads.ANSWER}
         passes = [
             each._replace(reads=Reads.HIDDEN) if each.reads in hidden else each

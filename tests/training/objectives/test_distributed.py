@@ -44,7 +44,11 @@ def answers(workers, still_encoder, catalogue, examples):
         "gathered": EncoderSettings(encoder=str(still_encoder), max_tokens=32),
         "mined": EncoderSettings(encoder=str(still_encoder), max_tokens=32, **MINING),
         "multi": MultiTaskSettings(
-            encoder=str(still_encoder), max_tokens=12, objectives=(Part.ENCODER, Part.PRETRAINING)
+            encoder=str(still_encoder),
+            max_tokens=12,
+            objectives=(Part.ENCODER, Part.PRETRAINING),
+            mined_negatives=1,
+            mine_every=3,
         ),
     }
     settings["lists"] = RerankerSettings(encoder=str(still_encoder), max_tokens=32)

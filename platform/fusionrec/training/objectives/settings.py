@@ -46,6 +46,11 @@ class TaskSettings(Config):
         """Nothing but the texts."""
         return frozenset()
 
+    @property
+    def read(self) -> frozenset[str]:
+        """Names of the settings that are read."""
+        return frozenset(type(self).model_fields)
+
 
 class HistorySettings(TaskSettings):
     """What is read of a history."""

@@ -30,12 +30,12 @@ _OWN_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 def guesses(model: torch.nn.Module, inputs: Batch, places: tuple[Tensor, Tensor]) -> Any:
-    """What a masked language model gives, with logits [1, M, V] for the tokens at ``places`` alone.
+    """What a language model gives, with logits [1, M, V] for the tokens at ``places`` alone.
 
     Args:
         model: With a head on what transformers calls its base model; adapters may be around it.
         inputs: [B, L] tensors.
-        places: [M] rows and [M] columns of the guessed tokens.
+        places: [M] rows and [M] columns of the tokens.
     """
     whole = _plain(model)
 

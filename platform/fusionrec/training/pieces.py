@@ -62,7 +62,8 @@ def _ends(lengths: IntArray, count: int) -> list[int]:
     # [i, j]: tokens of a piece from text i to before text j, padded; it has a text or more.
     tokens = (places - places[:, None]) * np.concatenate([[0], lengths]).astype(np.float64)
     tokens[places <= places[:, None]] = np.inf
-    best, cuts = tokens[0], []
+    best = tokens[0]
+    cuts: list[IntArray] = []
     for _ in range(count - 1):
         every = best[:, None] + tokens
         cuts.append(every.argmin(axis=0))

@@ -243,7 +243,10 @@ def test_only_reviews_of_training_events_are_pretrained_on(configure, tmp_path, 
     some = reviews("--max-examples", "5")
     assert len(set(some)) == 5
     assert set(some) <= {texts[event] for event in seen}
-    assert reviews("--no-reviews") == []
+    read = load_task(tmp_path / "run" / "examples")
+    config = configure("pretraining", "--no-reviews").model_copy(update={"dataset": folder})
+    prepare(config, config.resolved()[0])
+    assert load_task(config.out / "examples")._count < read._count
 
 
 def test_reviews_that_are_not_there(configure):

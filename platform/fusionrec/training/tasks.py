@@ -71,7 +71,8 @@ def save_task(
     if examples is not None:
         examples.save(directory)
     catalogue.save(directory / "catalogue.parquet")
-    pq.write_table(pa.table({"text": pa.array(reviews, pa.string())}), directory / _REVIEWS)
+    if Need.REVIEWS in settings.needs:
+        pq.write_table(pa.table({"text": pa.array(reviews, pa.string())}), directory / _REVIEWS)
     if Path(settings.encoder).expanduser().is_dir():  # workers run in another folder
         settings = settings.model_copy(update={"encoder": str(resolve(settings.encoder))})
     stored = _Stored(name=name, settings=settings.model_dump(mode="json"))
@@ -84,7 +85,9 @@ def load_task(directory: Path) -> Task:
     objective = OBJECTIVES[stored.name]
     settings = objective.settings.model_validate(stored.settings)
     catalogue = Catalogue.load(directory / "catalogue.parquet")
-    examples = Examples.load(directory) if Need.HISTORIES in settings.needs else None
-    reviews = pq.read_table(directory / _REVIEWS).column("text").to_pylist()
-    task: Task = objective.task(settings, catalogue, **given(settings.needs, examples, reviews))
+    needs, reviews = settings.needs, []
+    examples = Examples.load(directory) if Need.HISTORIES in needs else None
+    if Need.REVIEWS in needs:
+        reviews = pq.read_table(directory / _REVIEWS).column("text").to_pylist()
+    task: Task = objective.task(settings, catalogue, **given(needs, examples, reviews))
     return task

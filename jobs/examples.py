@@ -22,7 +22,7 @@ from fusionrec.evaluation.collaborative import Biases, Factors, ItemKnn, Rated
 from fusionrec.evaluation.metrics import rating_errors
 from fusionrec.progress import bar
 from fusionrec.training.examples import Examples, lists
-from fusionrec.training.objectives.rating import RATER, RaterConfig, RatingSettings
+from fusionrec.training.objectives.rating import RATER, RaterConfig
 from fusionrec.training.objectives.settings import HistorySettings, Need
 from fusionrec.training.ratings import Ratings
 from fusionrec.training.reviews import Reviews
@@ -51,8 +51,8 @@ def make_examples(config: FinetuneConfig, settings: HistorySettings, dataset: Da
     )
     if Need.RATINGS in settings.needs:
         examples = Ratings.of(dataset.events, parts.train).beside(examples)
-    if isinstance(settings, RatingSettings) and settings.num_reviews:
-        examples = Reviews.of(dataset, parts.train).beside(examples, settings.num_reviews)
+        if config.num_reviews:
+            examples = Reviews.of(dataset, parts.train).beside(examples, config.num_reviews)
     if Need.NEGATIVES in settings.needs:
         examples = with_negatives(
             examples,
@@ -66,6 +66,25 @@ def make_examples(config: FinetuneConfig, settings: HistorySettings, dataset: Da
     if Need.TEACHER in settings.needs:
         examples = with_scores(examples, dataset, config.need("teacher"))
     return examples.newest(settings.history_items)
+
+
+def make_reviews(config: FinetuneConfig, dataset: Dataset) -> list[str]:
+    """What users wrote in training events, oldest first; beyond ``max_examples`` a random choice.
+
+    Raises:
+        ConfigError: they were asked for, and there are none.
+    """
+    found = Reviews.of(dataset, split(dataset, config.protocol).train)
+    codes = np.arange(len(found.users))
+    if config.reviews and not len(codes):
+        raise ConfigError(
+            f"setting reviews = True is wrong: data set {dataset.info.name} has no reviews in its "
+            "training events; leave --reviews out"
+        )
+    if len(codes) > config.max_examples:
+        generator = np.random.default_rng([config.seed, 2])
+        codes = np.sort(generator.choice(codes, size=config.max_examples, replace=False))
+    return found.text_of(codes)
 
 
 def with_negatives(

@@ -1,4 +1,4 @@
-"""Fine-tune a language model on a data set's training histories, or on its catalogue's texts.
+"""Fine-tune a language model on a data set's training histories, or on its texts.
 
 ::
 
@@ -50,18 +50,12 @@ from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, prepare_process, train
 from fusionrec.training.loads import load_of
-from fusionrec.training.objectives.decoder import DecoderSettings
-from fusionrec.training.objectives.distillation import DistillationSettings
-from fusionrec.training.objectives.encoder import EncoderSettings
 from fusionrec.training.objectives.multitask import MultiTaskSettings
-from fusionrec.training.objectives.pretraining import PretrainingSettings
-from fusionrec.training.objectives.rating import RatingSettings
-from fusionrec.training.objectives.reranker import RerankerSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 from fusionrec.training.tracking import Report
 from jobs.entry import run
-from jobs.examples import make_examples, stored_settings
+from jobs.examples import make_examples, make_reviews, stored_settings
 from jobs.finished import leave_page, use
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -78,12 +72,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 class FinetuneConfig(  # type: ignore[misc]
     JobConfig,
-    EncoderSettings,
-    RerankerSettings,
-    DecoderSettings,
-    PretrainingSettings,
-    RatingSettings,
-    DistillationSettings,
     MultiTaskSettings,
     TrainingConfig,
 ):
@@ -102,9 +90,9 @@ class FinetuneConfig(  # type: ignore[misc]
     ]
     """encoder: text of a history → text of the next item; reranker: history and candidate → score,
     against hard negatives from the pipeline's fused candidates; decoder: the same by a causal
-    language model's answer; pretraining: the catalogue's texts, masked for an encoder, causal for a
-    decoder; rating: history and item → rating; distillation: a reranker's scores → a smaller model;
-    multi-task: several of these at once."""
+    language model's answer; pretraining: the texts of catalogue and reviews, masked for an
+    encoder, causal for a decoder; rating: history and item → rating; distillation: a reranker's
+    scores → a smaller model; multi-task: several of these at once."""
     dataset: Path
     """Data set that jobs.ingest wrote."""
     out: Path
@@ -130,7 +118,7 @@ class FinetuneConfig(  # type: ignore[misc]
     examples_per_user: int = Field(10, ge=1)
     """Newest training events of each user that become examples."""
     max_examples: int = Field(200_000, ge=1)
-    """Examples in all; beyond it a random choice."""
+    """Examples in all, or reviews (pretraining); beyond it a random choice."""
     num_negatives: int = Field(7, ge=1)
     """Hard negatives of an example (reranker, decoder, distillation)."""
     negatives_from: int = Field(50, ge=1)
@@ -142,14 +130,25 @@ class FinetuneConfig(  # type: ignore[misc]
         given = {name: getattr(self, name) for name in self.model_fields_set}
         values = DEFAULTS[self.task] | given
         kind = OBJECTIVES[self.task].settings
+        settings = kind(**{n: v for n, v in values.items() if n in kind.model_fields})
         others = {n for each in OBJECTIVES.values() for n in each.settings.model_fields}
-        for name in sorted(given.keys() & others - kind.model_fields.keys()):
+        whose = f"--task {self.task}"
+        if isinstance(settings, MultiTaskSettings):
+            whose = f"--objectives {','.join(settings.objectives)}"
+        for name in sorted(given.keys() & others - settings.read):
             flag = "--" + name.replace("_", "-")
-            warnings.warn(f"{flag} is ignored by --task {self.task}: leave it out", stacklevel=2)
+            warnings.warn(f"{flag} is ignored by {whose}: leave it out", stacklevel=2)
         return (
-            kind(**{n: v for n, v in values.items() if n in kind.model_fields}),
+            settings,
             TrainingConfig(**{n: v for n, v in values.items() if n in TrainingConfig.model_fields}),
         )
+
+    @property
+    def trained(self) -> dict[str, Path]:
+        """Every objective that is trained, and where its model is in that of the run."""
+        if self.task == "multi-task":
+            return {part.value: Path(part.value) for part in self.objectives}
+        return {self.task: Path()}
 
     @property
     def num_negatives_of_task(self) -> int:
@@ -175,19 +174,21 @@ class FinetuneConfig(  # type: ignore[misc]
             raise ConfigError(f"setting {name} is missing: --task {self.task} {reasons[name]}")
         return place
 
-    def check(self, needs: frozenset[Need]) -> None:
-        """Say what is missing before anything is loaded.
+    def check(self, settings: TaskSettings) -> None:
+        """Say what is missing, or does not fit together, before anything is loaded.
 
         Raises:
             ConfigError: names it.
         """
-        if Need.NEGATIVES in needs:
+        if isinstance(settings, MultiTaskSettings):
+            settings.refuse_misfits()
+        if Need.NEGATIVES in settings.needs:
             self.need("pipeline")
-        if Need.TEACHER in needs:
+        if Need.TEACHER in settings.needs:
             self.need("teacher")
-        if self.task == "decoder" and "encoder" not in self.model_fields_set:
+        if "decoder" in self.trained and "encoder" not in self.model_fields_set:
             raise ConfigError(
-                "setting encoder is missing: --task decoder needs a causal language model to start "
+                "setting encoder is missing: a decoder needs a causal language model to start "
                 "from; give --encoder FOLDER"
             )
 
@@ -243,7 +244,7 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
         FusionRecError: see preflight.
     """
     settings, training = config.resolved()
-    config.check(settings.needs)
+    config.check(settings)
     if dist.is_torchelastic_launched():
         num_workers = int(os.environ["WORLD_SIZE"])
         workers_here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -285,8 +286,9 @@ def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
     needs = settings.needs
     request: dict[str, Any] = {"task": config.task, "dataset": dataset.info.fingerprint}
     request |= {"settings": settings.model_dump(mode="json")}
-    if Need.HISTORIES in needs:
-        fields = ["protocol", "examples_per_user", "max_examples", "seed"]
+    if needs:
+        fields = ["protocol", "max_examples", "seed"]
+        fields += ["examples_per_user"] if Need.HISTORIES in needs else []
         request |= {name: getattr(config, name) for name in fields}
     if Need.NEGATIVES in needs:
         request |= {
@@ -307,10 +309,11 @@ def prepare(config: FinetuneConfig, settings: TaskSettings) -> None:
             f"data set {dataset.info.name} has no text to train a language model on: leave this "
             "job out"
         )
-    examples = None  # of what reads the catalogue alone
+    examples = None  # of what reads texts alone
     if isinstance(settings, HistorySettings):
         examples = make_examples(config, settings, dataset)
-    save_task(config.task, settings, dataset.catalogue, examples, directory)
+    reviews = make_reviews(config, dataset) if Need.REVIEWS in needs else []
+    save_task(config.task, settings, dataset.catalogue, examples, directory, reviews)
     known.write_text(json.dumps(request), encoding="utf-8")
 
 

@@ -28,9 +28,10 @@ _RATED_CASES = 2_000
 
 def use(config: FinetuneConfig, model: Path) -> None:
     """Do with the trained model what its task is for."""
-    if config.task == "distillation":
+    places = {objective: model / place for objective, place in config.trained.items()}
+    if "distillation" in places:
         kept = distillation_report(
-            model,
+            places["distillation"],
             config.student,
             config.need("teacher"),
             config.need("pipeline"),
@@ -43,10 +44,10 @@ def use(config: FinetuneConfig, model: Path) -> None:
     learned = config.student if config.task == "distillation" else config.task
     if learned in ("reranker", "decoder"):
         install(model, config.need("pipeline") / "reranker")
-    if config.task == "rating":
+    if "rating" in places:
         dataset = Dataset.open(config.dataset)
         report = rating_report(
-            model, dataset, split(dataset, config.protocol), max_cases=_RATED_CASES
+            places["rating"], dataset, split(dataset, config.protocol), max_cases=_RATED_CASES
         )
         text = json.dumps(report, indent=1)
         (config.out / "rating-errors.json").write_text(text, encoding="utf-8")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from fusionrec.config import parse
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import DatasetWriter
+from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError, NonFiniteLoss, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
@@ -48,7 +50,7 @@ def rated(tmp_path_factory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("rated") / "dataset", values)
 
 
-def write_dataset(folder: Path, values: np.ndarray | None) -> Path:
+def write_dataset(folder: Path, values: np.ndarray | None, texts: list[str] | None = None) -> Path:
     import pyarrow as pa
 
     generator = np.random.default_rng(0)
@@ -73,7 +75,7 @@ def write_dataset(folder: Path, values: np.ndarray | None) -> Path:
                     "value": pa.array(values, pa.float32())
                     if values is not None
                     else pa.nulls(len(events), pa.float32()),
-                    "text": pa.nulls(len(events), pa.string()),
+                    "text": pa.array(texts or [None] * len(events), pa.string()),
                     "domain": ["film"] * len(events),
                 }
             )
@@ -177,6 +179,10 @@ def test_settings_reach_their_task(configure):
     assert several.objective_weights == (1.0, 0.5)
     with pytest.raises(ConfigError, match="give a weight for each"):
         configure("multi-task", "--objective-weights", "1")
+    several, _ = configure("multi-task", "--dimensions", "8", "--mask-share", "0.3").resolved()
+    assert (several.dimensions, several.mask_share) == ((8,), 0.3)
+    with pytest.warns(UserWarning, match="--ranking-loss is ignored by --objectives encoder,pre"):
+        configure("multi-task", "--ranking-loss", "pairwise").resolved()
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,19 @@ def test_settings_reach_their_task(configure):
         ("pretraining", []),
         ("rating", []),
         ("distillation", ["--student", "encoder"]),
-        ("multi-task", ["--objectives", "encoder,reranker,rating,pretraining"]),
+        (
+            "multi-task",
+            [
+                "--objectives",
+                "encoder,reranker,rating,pretraining,distillation",
+                "--student",
+                "encoder",
+                "--dimensions",
+                "8",
+                "--mined-negatives",
+                "1",
+            ],
+        ),
     ],
 )
 def test_every_task_is_made_from_a_data_set(
@@ -195,7 +213,7 @@ def test_every_task_is_made_from_a_data_set(
     Reranker.load(tiny_encoder, device="cpu").save(tmp_path / "teacher")
     places = ["--pipeline", str(rated_pipeline), "--teacher", str(tmp_path / "teacher")]
     config = configure(task, *places, *flags).model_copy(update={"dataset": rated})
-    config.check(config.resolved()[0].needs)
+    config.check(config.resolved()[0])
     prepare(config, config.resolved()[0])
     made = load_task(config.out / "examples")
     assert made.name == task
@@ -205,6 +223,39 @@ def test_every_task_is_made_from_a_data_set(
     assert np.isfinite(loss.item())
     made.save(model, tmp_path / "model")
     assert made.describe(first)
+
+
+@pytest.mark.parametrize("protocol", ["leave-one-out", "global-time"])
+def test_only_reviews_of_training_events_are_pretrained_on(configure, tmp_path, protocol):
+    texts = [f"user {event // 8} wrote {event}" for event in range(NUM_USERS * 8)]
+    folder = write_dataset(tmp_path / "reviewed", None, texts)
+    train = split(Dataset.open(folder), protocol).train
+    # Event 8·u + n is the n-th of user u.
+    seen = [8 * user + place for user, n in enumerate(train.lengths) for place in range(n)]
+    assert 0 < len(seen) < len(texts)
+
+    def reviews(*flags: str) -> list[str]:
+        config = configure("pretraining", "--protocol", protocol, *flags)
+        config = config.model_copy(update={"dataset": folder})
+        prepare(config, config.resolved()[0])
+        load_task(config.out / "examples")
+        table = pq.read_table(config.out / "examples" / "pretraining-reviews.parquet")
+        return table.column("text").to_pylist()
+
+    assert sorted(reviews()) == sorted(texts[event] for event in seen)
+    some = reviews("--max-examples", "5")
+    assert len(set(some)) == 5
+    assert set(some) <= {texts[event] for event in seen}
+    read = load_task(tmp_path / "run" / "examples")
+    config = configure("pretraining", "--no-reviews").model_copy(update={"dataset": folder})
+    prepare(config, config.resolved()[0])
+    assert load_task(config.out / "examples")._count < read._count
+
+
+def test_reviews_that_are_not_there(configure):
+    config = configure("pretraining", "--reviews")
+    with pytest.raises(ConfigError, match="leave --reviews out"):
+        prepare(config, config.resolved()[0])
 
 
 def test_hard_negatives_come_from_the_pipeline(configure, pipeline):
@@ -334,12 +385,15 @@ def test_non_finite_loss_reaches_the_driver(configure, ray_cluster):
     assert "The run stopped." in (config.out / "report.html").read_text(encoding="utf-8")
 
 
-def test_rating_report(configure, rated, tiny_encoder, tmp_path, capsys):
-    config = configure("rating").model_copy(update={"dataset": rated})
+@pytest.mark.parametrize("task", ["rating", "multi-task"])
+def test_rating_report(configure, rated, tiny_encoder, tmp_path, capsys, task):
+    flags = ("--objectives", "encoder,rating") if task == "multi-task" else ()
+    config = configure(task, *flags).model_copy(update={"dataset": rated})
     prepare(config, config.resolved()[0])
     task = load_task(config.out / "examples")
     model = task.build_model()
-    torch.nn.init.zeros_(model.classifier.weight)
+    rater = model.of("rating") if flags else model
+    torch.nn.init.zeros_(rater.classifier.weight)
     task.save(model, tmp_path / "model")
     use(config, tmp_path / "model")
     report = json.loads((config.out / "rating-errors.json").read_text())

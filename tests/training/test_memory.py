@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, BertModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 from fusionrec.training.config import LoraSettings, TrainingConfig
 from fusionrec.training.loads import load_of
@@ -17,6 +17,7 @@ from fusionrec.training.memory import (
     estimate,
 )
 from fusionrec.training.objectives.encoder import EncoderSettings
+from fusionrec.training.objectives.pretraining import PretrainingSettings
 from fusionrec.training.objectives.reranker import RerankerSettings
 
 
@@ -119,18 +120,35 @@ def test_weights_are_not_read(tiny_encoder, tmp_path):
     assert here == estimate(tiny_encoder, small(), TrainingConfig(), num_workers=1)
 
 
+def passes(task: str, settings, rows: int) -> list[tuple[int, str]]:
+    return [(each.rows, each.reads) for each in load_of(task, settings, rows, 7).passes]
+
+
 def test_loads_of_tasks():
     encoder = EncoderSettings(max_tokens=32)
-    assert load_of("encoder", encoder, 8, 7).passes == ((8, "hidden"), (8, "hidden"))
+    assert passes("encoder", encoder, 8) == [(8, "hidden"), (8, "hidden")]
     mined = EncoderSettings(mined_negatives=2)
-    assert load_of("encoder", mined, 8, 7).passes == ((8, "hidden"), (24, "hidden"))
+    assert passes("encoder", mined, 8) == [(8, "hidden"), (24, "hidden")]
     cached = EncoderSettings(grad_cache=4)
-    assert load_of("encoder", cached, 8, 7).passes == ((4, "hidden"),)
+    assert passes("encoder", cached, 8) == [(4, "hidden")]
     towers = load_of("encoder", EncoderSettings(towers=2, grad_cache=4), 8, 7)
-    assert (towers.passes, towers.towers) == (((4, "hidden"),), 2)
+    assert (towers.passes, towers.towers) == ((Pass(4, Reads.HIDDEN),), 2)
     pairs = load_of("reranker", RerankerSettings(), 8, 7)
-    assert pairs.passes == ((64, "answer"),)
+    assert pairs.passes == (Pass(64, Reads.ANSWER),)
     assert "classifier" in pairs.head
+
+
+def test_only_logits_that_count_are_in_memory(tiny_encoder):
+    def activations(share: float) -> int:
+        chosen = PretrainingSettings(encoder=str(tiny_encoder), max_tokens=64, mask_share=share)
+        load = load_of("pretraining", chosen, 32, 7)
+        assert load.passes == (Pass(32, Reads.TOKENS, share),)
+        return estimate(tiny_encoder, load, TrainingConfig(), num_workers=1).activations
+
+    words = AutoConfig.from_pretrained(tiny_encoder).vocab_size
+    logits = 4 * 32 * 64 * words
+    # Their logarithms are kept.
+    assert activations(0.9) - activations(0.1) == pytest.approx(0.8 * logits, rel=0.2)
 
 
 # The model is so wide and its batches so small that weights and optimizer take the memory, or the

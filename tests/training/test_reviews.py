@@ -82,5 +82,9 @@ def test_a_data_set_without_reviews(synthetic, monkeypatch):
     silent = pa.table({"text": pa.nulls(synthetic.info.num_interactions, pa.string())})
     monkeypatch.setattr(Dataset, "interactions", lambda *_: silent)
     synthetic.__dict__.setdefault("events", synthetic.events)
+    train = split(synthetic).train
+    reviews = Reviews.of(synthetic, train)
+    assert not len(reviews.users)
+    examples = Examples.of(train, per_user=1, limit=9, generator=np.random.default_rng(0))
     with pytest.raises(TrainingError, match="leave --num-reviews out"):
-        Reviews.of(synthetic, split(synthetic).train)
+        reviews.beside(examples, 2)

@@ -6,10 +6,11 @@ from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
-from fusionrec.training import weights
+from fusionrec.training import pieces, weights
 from fusionrec.training.config import LoraSettings, Method, TrainingConfig
 from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.encoder import EncoderSettings, among
+from fusionrec.training.objectives.settings import part
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 
 WORDS = ["the love", "war in space", "night music", "book of the night", "film and love", "space"]
@@ -38,7 +39,8 @@ def task(request, tiny_encoder, tmp_path):
 def logits(task, model):
     batch = task.batch(np.arange(3))
     if task.name == "reranker":
-        return model(input_ids=batch["pair.input_ids"]).logits
+        pairs = part(batch, "pair")
+        return pieces.joined(lambda own: model(input_ids=own["input_ids"]).logits, pairs)
     return model(input_ids=batch["packed.input_ids"]).last_hidden_state
 
 

@@ -39,7 +39,8 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
         passes = [Pass(rows, Reads.ANSWER)]
     elif task == "pretraining":
         kind, head = _language_model(settings), ()
-        passes = [Pass(batch_size, Reads.TOKENS)]
+        share = settings.mask_share if kind is Architecture.MASKED_LM else 1.0
+        passes = [Pass(batch_size, Reads.TOKENS, share)]
     elif task == "distillation" and settings.student == "encoder":
         kind, head = Architecture.BACKBONE, ()
         passes = [Pass(batch_size, Reads.HIDDEN), Pass(pairs, Reads.HIDDEN)]
@@ -47,12 +48,13 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
         parts = [load_of(p, settings.of(p), batch_size, num_negatives) for p in settings.objectives]
         # One transformer; of the heads only that of the vocabulary is large.
         kinds = [part.architecture for part in parts]
-        kind = next((k for k in kinds if k is Architecture.MASKED_LM), kinds[0])
+        speaking = (Architecture.MASKED_LM, Architecture.CAUSAL_LM)
+        kind = next((k for k in kinds if k in speaking), kinds[0])
         hidden = {Reads.HIDDEN, Reads.ANSWER}
         passes = [
-            Pass(rows, Reads.HIDDEN if reads in hidden else reads)
+            each._replace(reads=Reads.HIDDEN) if each.reads in hidden else each
             for part in parts
-            for rows, reads in part.passes
+            for each in part.passes
         ]
         head = tuple({name for part in parts for name in part.head})
     else:

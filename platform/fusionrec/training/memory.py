@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fusionrec.language.models import load_pretrained
 from fusionrec.training import quantization
 from fusionrec.training.config import Method, TrainingConfig
+from fusionrec.training.vocabulary import causal_loss, guesses
 from fusionrec.training.weights import checkpoint_activations, use_bf16, with_adapters
 
 _WHOLE = 4
@@ -65,7 +67,7 @@ class Reads(StrEnum):
     ANSWER = "answer"
     """The logit of a text, or a language model's logits after its last token."""
     TOKENS = "tokens"
-    """A language model's logits after every token."""
+    """A language model's logits of the tokens that it predicts."""
 
 
 class Pass(NamedTuple):
@@ -74,6 +76,8 @@ class Pass(NamedTuple):
     rows: int
     """Texts of it."""
     reads: Reads
+    share: float = 1.0
+    """Of its tokens, those that a masked language model guesses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +292,7 @@ def _trace(model: Any, load: Load) -> tuple[int, int]:
     whole = getattr(model, "get_base_model", lambda: model)()  # inside of adapters
     outputs = []
     with LiveBytes(*model.parameters(), *model.buffers()) as live:
-        for number, (rows, reads) in enumerate(load.passes):
+        for number, (rows, reads, share) in enumerate(load.passes):
             shape = (rows, load.tokens)
             ids, mask = (torch.ones(shape, dtype=torch.long) for _ in range(2))
             if reads is Reads.HIDDEN:
@@ -296,9 +300,14 @@ def _trace(model: Any, load: Load) -> tuple[int, int]:
                 states = tower.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
                 outputs.append(states.float().mean(dim=1))
             elif reads is Reads.TOKENS:
-                logits = model(input_ids=ids, attention_mask=mask).logits.float()
-                outputs.append(cross_entropy(logits.flatten(0, 1), ids.flatten()))
-                del logits
+                inputs = {"input_ids": ids, "attention_mask": mask}
+                if load.architecture is Architecture.CAUSAL_LM:
+                    outputs.append(causal_loss(model, inputs, ids))
+                else:
+                    places = torch.ones(math.ceil(share * rows * load.tokens), dtype=torch.long)
+                    found = guesses(model, inputs, (places % rows, places % load.tokens))
+                    outputs.append(cross_entropy(found.logits[0].float(), places))
+                    del found
             else:
                 last = {"logits_to_keep": 1} if load.architecture is Architecture.CAUSAL_LM else {}
                 outputs.append(model(input_ids=ids, attention_mask=mask, **last).logits.float())

@@ -1,9 +1,10 @@
-"""Reviews of training events, for a rater to read beside history and item.
+"""Reviews of training events, for a rater to read beside history and item, or to pretrain on.
 
-What is read for a rating was written before it, by strictly earlier times, in events that training
-may see; and of the item only what others wrote. The rated event's own review would tell the rating
-(Catherine & Cohen, TransNets, RecSys 2017, measure how much), so it is never among them. Where the
-raw files give no times, an item's reviews are all that others wrote in training.
+Events of validation and test tell nothing to either. What is read for a rating was written before
+it, by strictly earlier times; and of the item only what others wrote. The rated event's own review
+would tell the rating (Catherine & Cohen, TransNets, RecSys 2017, measure how much), so it is never
+among them. Where the raw files give no times, an item's reviews are all that others wrote in
+training.
 
 Shape legend: P ratings, R reviews of each side, W reviews of all training events.
 """
@@ -41,21 +42,12 @@ class Reviews:
 
     @classmethod
     def of(cls, dataset: Dataset, train: Histories) -> Self:
-        """Of the events that ``train`` holds.
-
-        Raises:
-            TrainingError: none of them has a review.
-        """
+        """Of the events that ``train`` holds."""
         events = dataset.events
         texts = pc.utf8_trim_whitespace(dataset.interactions(["text"]).column("text"))
         written = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(texts), 0), False))
         chosen = training_events(events, train)
         chosen = chosen[written[chosen]]
-        if not len(chosen):
-            raise TrainingError(
-                f"data set {dataset.info.name} has no reviews in its training events: leave "
-                "--num-reviews out"
-            )
         chosen = chosen[np.lexsort((chosen, events.timestamps[chosen]))]
         return cls(
             texts.take(pa.array(chosen)),
@@ -97,7 +89,15 @@ class Reviews:
         Args:
             examples: Made from the training histories, these still whole.
             count: R.
+
+        Raises:
+            TrainingError: there are no reviews.
         """
+        if not len(self.users):
+            raise TrainingError(
+                f"setting num_reviews = {count} is wrong: the data set has no reviews in its "
+                "training events; leave --num-reviews out"
+            )
         train = examples.seen
         times = train.timestamps[train.offsets[examples.users] + examples.histories.lengths]
         found = self.before(examples.users, examples.positives, times, count)

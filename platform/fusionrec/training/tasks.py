@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
@@ -16,7 +20,7 @@ from fusionrec.training.objectives.multitask import MultiTask, MultiTaskSettings
 from fusionrec.training.objectives.pretraining import PretrainingSettings, PretrainingTask
 from fusionrec.training.objectives.rating import RatingSettings, RatingTask
 from fusionrec.training.objectives.reranker import RerankerSettings, RerankerTask
-from fusionrec.training.objectives.settings import TaskSettings
+from fusionrec.training.objectives.settings import Need, TaskSettings, given
 from fusionrec.training.task import Task
 
 __all__ = ["OBJECTIVES", "TaskSettings", "load_task", "save_task"]
@@ -27,7 +31,7 @@ class Objective(NamedTuple):
 
     settings: type[TaskSettings]
     task: Any
-    """Of settings, catalogue, and examples where the settings need any; a Task."""
+    """Of settings, catalogue, and what the settings need: examples, reviews; a Task."""
 
 
 OBJECTIVES = {
@@ -42,6 +46,9 @@ OBJECTIVES = {
 """By the name that jobs.finetune --task knows."""
 
 
+_REVIEWS = "pretraining-reviews.parquet"
+
+
 class _Stored(Config):
     name: str
     settings: dict[str, Any]
@@ -53,15 +60,19 @@ def save_task(
     catalogue: Catalogue,
     examples: Examples | None,
     directory: Path,
+    reviews: Sequence[str] = (),
 ) -> None:
     """Leave in ``directory`` all that a worker needs to make the task; the JSON comes last.
 
-    ``examples`` is None where the objective reads only the catalogue.
+    ``examples`` is None where the objective reads only texts: those of the catalogue and
+    ``reviews``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if examples is not None:
         examples.save(directory)
     catalogue.save(directory / "catalogue.parquet")
+    if Need.REVIEWS in settings.needs:
+        pq.write_table(pa.table({"text": pa.array(reviews, pa.string())}), directory / _REVIEWS)
     if Path(settings.encoder).expanduser().is_dir():  # workers run in another folder
         settings = settings.model_copy(update={"encoder": str(resolve(settings.encoder))})
     stored = _Stored(name=name, settings=settings.model_dump(mode="json"))
@@ -74,6 +85,9 @@ def load_task(directory: Path) -> Task:
     objective = OBJECTIVES[stored.name]
     settings = objective.settings.model_validate(stored.settings)
     catalogue = Catalogue.load(directory / "catalogue.parquet")
-    examples = Examples.load(directory) if settings.needs else None
-    task: Task = objective.task(settings, catalogue, examples)
+    needs, reviews = settings.needs, []
+    examples = Examples.load(directory) if Need.HISTORIES in needs else None
+    if Need.REVIEWS in needs:
+        reviews = pq.read_table(directory / _REVIEWS).column("text").to_pylist()
+    task: Task = objective.task(settings, catalogue, **given(needs, examples, reviews))
     return task

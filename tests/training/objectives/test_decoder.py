@@ -12,6 +12,7 @@ from fusionrec.language.decoder import DecoderReranker, Prompt, answer_logits
 from fusionrec.language.rankers import load_reranker
 from fusionrec.language.reranker import Reranker
 from fusionrec.training.objectives.decoder import DecoderSettings, DecoderTask
+from fusionrec.training.objectives.settings import part
 from fusionrec.training.task import drawn
 
 
@@ -41,7 +42,10 @@ def test_the_answer_is_the_letter_of_what_came_next(make, catalogue, examples):
     tensors = task.batch(batch)
     decode = task._prompts.tokenizer.decode
     rows = drawn(batch, 8)[0]
-    for row, ids, answer in zip(rows, tensors["prompt.input_ids"], tensors["answer"], strict=True):
+    found = part(tensors, "prompt")
+    prompts = [ids for piece in range(4) for ids in found[f"{piece}.input_ids"]]
+    in_order = [prompts[place] for place in found["place"]]
+    for row, ids, answer in zip(rows, in_order, tensors["answer"], strict=True):
         text = decode(ids)
         letters = text.split("next ?")[1]
         line = letters.split(" ABC"[answer + 1] + " .")[1].split(" .")[0].strip()

@@ -9,6 +9,7 @@ import torch
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.objectives.encoder import EncoderSettings, EncoderTask
 from fusionrec.training.objectives.multitask import MultiTaskSettings, Part
+from fusionrec.training.objectives.reranker import RerankerSettings
 from fusionrec.training.tasks import save_task
 
 CONFIG = {"batch_size": 2, "learning_rate": 5e-3, "num_threads": 1, "report_every": 1}
@@ -43,11 +44,17 @@ def answers(workers, still_encoder, catalogue, examples):
         "gathered": EncoderSettings(encoder=str(still_encoder), max_tokens=32),
         "mined": EncoderSettings(encoder=str(still_encoder), max_tokens=32, **MINING),
         "multi": MultiTaskSettings(
-            encoder=str(still_encoder), max_tokens=12, objectives=(Part.ENCODER, Part.PRETRAINING)
+            encoder=str(still_encoder),
+            max_tokens=12,
+            objectives=(Part.ENCODER, Part.PRETRAINING),
+            mined_negatives=1,
+            mine_every=3,
         ),
     }
+    settings["lists"] = RerankerSettings(encoder=str(still_encoder), max_tokens=32)
+    tasks = {"multi": "multi-task", "lists": "reranker"}
     for name, chosen in settings.items():
-        task = "multi-task" if name == "multi" else "encoder"
+        task = tasks.get(name, "encoder")
         save_task(task, chosen, catalogue, examples, workers.directory / name)
 
     def scenario(name: str, run: str, **rest) -> dict:
@@ -65,6 +72,8 @@ def answers(workers, still_encoder, catalogue, examples):
     for stage in (1, 3):
         config = {"zero_stage": stage, "epochs": 4, "batch_size": 1, "learning_rate": 1e-2}
         scenarios[f"multi-{stage}"] = scenario("multi", f"multi-{stage}", config=config)
+        config = {"zero_stage": stage, "epochs": 2}
+        scenarios[f"lists-{stage}"] = scenario("lists", f"lists-{stage}", config=config)
     return dict(zip(scenarios, workers.run(*scenarios.values()), strict=True))
 
 
@@ -91,6 +100,12 @@ def test_a_resumed_run_goes_on_with_the_negatives_it_had(answers):
     whole, resumed = answers["mined-3"], answers["resumed"]
     assert resumed["losses"] == whole["losses"][4:]  # mined at step 3, resumed at 4
     assert resumed["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
+
+
+def test_pieces_of_other_lengths_are_the_same_in_every_zero_stage(answers):
+    first, third = (answers[f"lists-{stage}"]["losses"] for stage in (1, 3))
+    assert len(first) == 4
+    assert third == pytest.approx(first, rel=1e-4)
 
 
 def test_uncertainties_are_learned_and_shared_weights_saved(answers):

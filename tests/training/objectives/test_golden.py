@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fusionrec.training.objectives.settings import given
 from fusionrec.training.tasks import OBJECTIVES
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -34,19 +35,27 @@ VARIANTS: dict[tuple[str, str], dict] = {
     ("pretraining", "masked"): {"max_tokens": 12},
     ("pretraining", "next-sentence"): {"max_tokens": 24, "next_sentence": True},
     ("pretraining", "causal"): {"max_tokens": 8},
+    ("pretraining", "reviews"): {"max_tokens": 12},
     ("rating", "regression"): {},
     ("rating", "reviews"): {"num_reviews": 1},
     ("distillation", "margin-mse"): {"distillation_loss": "margin-mse"},
     ("distillation", "kl"): {"distillation_loss": "kl", "student": "encoder"},
     ("multi-task", "weighted"): {"objective_weights": [1.0, 0.5], "max_tokens": 12},
     ("multi-task", "uncertainty"): {"objectives": ["encoder", "reranker", "rating"]},
+    ("multi-task", "decoder"): {"objectives": ["decoder", "pretraining"], "max_tokens": 24},
+    ("multi-task", "mined"): {
+        "objectives": ["encoder", "distillation"],
+        "dimensions": [8],
+        "mined_negatives": 2,
+        "mine_every": 2,
+    },
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
 def test_curve(variant, still_encoder, tiny_decoder, catalogue, examples, tmp_path):
     settings = VARIANTS[variant]
-    decodes = variant[0] == "decoder" or variant[1] == "causal"
+    decodes = variant[0] == "decoder" or variant[1] in ("causal", "decoder")
     objective = OBJECTIVES[variant[0]]
     taught = dataclasses.replace(
         examples, scores=TEACHER, ratings=RATINGS, expected=np.full(8, 3.0, np.float32)
@@ -56,7 +65,9 @@ def test_curve(variant, still_encoder, tiny_decoder, catalogue, examples, tmp_pa
     chosen = objective.settings.model_validate(
         {"encoder": str(tiny_decoder if decodes else still_encoder), "max_tokens": 48} | settings
     )
-    task = objective.task(chosen, catalogue, taught if chosen.needs else None)
+    read = variant in (("pretraining", "reviews"), ("multi-task", "decoder"))
+    reviews = REVIEWS if read else ()
+    task = objective.task(chosen, catalogue, **given(chosen.needs, taught, reviews))
     torch.manual_seed(0)
     model = task.build_model().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
 from fusionrec.training import weights
@@ -94,6 +95,61 @@ def test_adapters_are_merged_into_the_shared_transformer(make, tmp_path):
     assert any("log_variances" in n and p.requires_grad for n, p in adapted.named_parameters())
     merged = weights.merged(full, task, config)
     assert task.loss(merged, batch).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_options_reach_their_objectives():
+    chosen = MultiTaskSettings(
+        objectives=(Part.ENCODER, Part.PRETRAINING, Part.DISTILLATION),
+        dimensions=(8,),
+        mined_negatives=2,
+        next_sentence=True,
+        distillation_loss="kl",
+    )
+    assert chosen.of(Part.ENCODER).dimensions == (8,)
+    assert chosen.of(Part.ENCODER).mined_negatives == 2
+    assert chosen.of(Part.PRETRAINING).next_sentence
+    assert chosen.of(Part.DISTILLATION).distillation_loss == "kl"
+    assert {"dimensions", "next_sentence", "student", "objective_weights"} <= chosen.read
+    assert not {"prompt", "ranking_loss", "num_reviews"} & chosen.read
+
+
+def test_the_encoder_mines_by_its_own_part_of_the_model(make, tmp_path):
+    task, model = make(mined_negatives=2, mine_every=5, mine_from=3)
+    assert task.refresh_every == 5
+    assert make()[0].refresh_every == 0
+    encoder = task._tasks[0]
+    with torch.no_grad():
+        task.refresh(lambda function, batch: function(model, batch), tmp_path / "mined", 0)
+        alone = encoder._mined
+        encoder.refresh(
+            lambda function, batch: function(model.of("encoder"), batch), tmp_path / "own", 0
+        )
+    assert alone.shape == (8, 2)
+    np.testing.assert_array_equal(alone, encoder._mined)
+    encoder._mined = alone[:, :0]
+    task.restore(tmp_path / "mined")
+    np.testing.assert_array_equal(alone, encoder._mined)
+
+
+def test_a_decoder_and_what_it_reads_are_one_language_model(tiny_decoder, catalogue, examples):
+    chosen = MultiTaskSettings(
+        encoder=str(tiny_decoder), max_tokens=24, objectives=(Part.DECODER, Part.PRETRAINING)
+    )
+    task = MultiTask(chosen, catalogue, examples)
+    model = task.build_model()
+    both = [model.of(name) for name in ("decoder", "pretraining")]
+    assert both[0].model is both[1].model
+    assert both[0].lm_head is both[1].lm_head
+    (batch,) = task.plan(8, np.random.default_rng(0))
+    task.loss(model, task.batch(batch)).backward()
+    assert both[0].lm_head.weight.grad is not None
+
+
+def test_what_does_not_go_around_one_transformer():
+    with pytest.raises(ConfigError, match="encoder reads with an encoder; set --objectives"):
+        MultiTaskSettings(objectives=(Part.DECODER, Part.ENCODER)).refuse_misfits()
+    with pytest.raises(ConfigError, match="leave --towers out"):
+        MultiTaskSettings(towers=2).refuse_misfits()
 
 
 def test_settings_must_fit_together():

@@ -11,10 +11,12 @@ from fusionrec.training.objectives.pretraining import PretrainingSettings, Pretr
 
 @pytest.fixture
 def make(still_encoder, tiny_decoder, catalogue):
-    def build(kind: str, max_tokens: int = 12, **settings) -> PretrainingTask:
+    def build(
+        kind: str, max_tokens: int = 12, reviews: tuple[str, ...] = (), **settings
+    ) -> PretrainingTask:
         folder = {"encoder": still_encoder, "decoder": tiny_decoder}[kind]
         chosen = PretrainingSettings(encoder=str(folder), max_tokens=max_tokens, **settings)
-        return PretrainingTask(chosen, catalogue)
+        return PretrainingTask(chosen, catalogue, reviews)
 
     return build
 
@@ -34,6 +36,15 @@ def test_blocks_are_the_joined_texts(make):
     assert torch.equal(batch["input_ids"], batch["labels"])
     text = task._tokenizer.decode(batch["input_ids"][0])
     assert text.startswith("the love . film . </s> war")
+
+
+def test_reviews_stand_behind_the_catalogue(make):
+    plain, read = (make("decoder", max_tokens=8, reviews=r) for r in ((), ("love " * 7, "war")))
+    count = plain._count
+    assert read._count == count + 1
+    assert (read._blocks[:count] == plain._blocks).all()
+    assert read._tokenizer.decode(read._blocks[count]).count("love") >= 6
+    assert read.identity["examples"] != plain.identity["examples"]
 
 
 def test_masks_hit_their_share_and_only_what_is_hit_is_guessed(make):
@@ -112,6 +123,12 @@ def test_a_pair_is_an_item_s_own_or_half_another_s(make):
         assert (row.replace(" .", ".") == f"{first} {second}") == (not other)
     assert (batch["token_type_ids"] * batch["attention_mask"]).sum() > 0
     assert task.describe(np.array([0]))[0]["text"].startswith("the love")
+
+
+def test_reviews_make_pairs_too(make):
+    task = make("encoder", max_tokens=64, next_sentence=True, reviews=("I love it. War!", "No."))
+    assert task._pairs[-1] == ("I love it.", "War!")
+    assert task._count == 6
 
 
 def test_a_second_part_that_all_share_is_never_another_s(make):

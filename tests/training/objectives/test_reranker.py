@@ -29,7 +29,7 @@ def test_missing_negatives_are_not_scored(still_encoder, catalogue, examples):
     task = RerankerTask(RerankerSettings(encoder=str(still_encoder)), catalogue, short)
     model = task.build_model()
     batch = task.batch(np.arange(4))
-    assert len(batch["pair.input_ids"]) == 8
+    assert len(batch["pair.place"]) == 8
     scores = task.scores(model, batch)
     assert (scores[:, :2] != 0).all()
     assert torch.equal(scores[:, 2:], torch.zeros(4, 2))

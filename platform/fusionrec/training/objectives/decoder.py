@@ -3,8 +3,9 @@
 With letters the loss is the softmax over the logits of the letters in the prompt, at the place of
 the answer: LlamaRec's cross-entropy, restricted to the given candidates as its scores are. The
 candidates are put in a new random order each epoch, so that their places carry no hint. With
-yes-no it is the pointwise logistic loss of logit(Yes) − logit(No), as in TALLRec. Prompts and
-papers: :mod:`fusionrec.language.decoder`.
+yes-no it is the pointwise logistic loss of logit(Yes) − logit(No), as in TALLRec; where the
+architecture allows it, a history is computed once for all its candidates
+(:mod:`fusionrec.training.prefixes`). Prompts and papers: :mod:`fusionrec.language.decoder`.
 
 Shape legend: B examples of a batch, M negatives, C = 1 + M candidates, P ≤ B·C prompts.
 """
@@ -31,7 +32,7 @@ from fusionrec.language.decoder import (
     Prompt,
     answer_logits,
 )
-from fusionrec.language.inference import pad
+from fusionrec.training import pieces, prefixes
 from fusionrec.training.examples import Examples, lists
 from fusionrec.training.losses.listwise import listwise_softmax
 from fusionrec.training.objectives.reranker import RankingLoss, described, ranking_loss
@@ -94,6 +95,8 @@ class DecoderTask:
             settings.encoder, revision=settings.revision, device="cpu", config=config
         )
         self._prompts = found.prompts
+        yes_no = settings.prompt is Prompt.YES_NO
+        self._shares = yes_no and prefixes.shares(found.model)
         model: torch.nn.Module = found.model
         return model
 
@@ -104,12 +107,22 @@ class DecoderTask:
         )
 
     def batch(self, examples: IntArray) -> Batch:
-        """Tokens of P prompts; with letters the place of the answer [B], and which exist [B, C]."""
+        """Tokens of P prompts, or of B rows of them, and which candidates exist [B, C].
+
+        With letters, the place of the answer [B], too.
+        """
         positions, seeds = drawn(examples, len(self._examples))
         rows = self._examples.take(positions)
         codes, exists = lists(rows)
         histories = history_texts(self._catalogue, rows.histories, self._settings.history_items)
         texts = [[item_text(self._catalogue, int(c)) for c in row[row >= 0]] for row in codes]
+        if self._shares:
+            shared = prefixes.rows(
+                [self._prompts.prefix(history) for history in histories],
+                [[self._prompts.suffix(text) for text in row] for row in texts],
+                self._prompts.tokenizer.pad_token_id,
+            )
+            return named("prompt", shared) | {"exists": torch.from_numpy(exists)}
         if self._settings.prompt is Prompt.YES_NO:
             prompts = [
                 self._prompts.yes_no(history, text)
@@ -129,13 +142,18 @@ class DecoderTask:
             target = {"answer": torch.tensor([int(order.argmin()) for order in orders])}
             # As many letters as candidates are used, whichever codes are missing.
             exists = np.arange(codes.shape[1]) < exists.sum(axis=1, keepdims=True)
-        tokens = pad(self._prompts.tokenizer, prompts)
+        each = 2 if self._settings.prompt is Prompt.YES_NO else 1  # prompts of an example, or more
+        tokens = pieces.cut(self._prompts.tokenizer, prompts, each * len(rows))
         return named("prompt", tokens) | target | {"exists": torch.from_numpy(exists)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """See the module."""
         exists = batch["exists"]
-        logits = answer_logits(model, part(batch, "prompt"), self._prompts.answers)
+        prompts, answers = part(batch, "prompt"), self._prompts.answers
+        if self._shares:
+            logits = prefixes.logits(model, prompts, answers)
+        else:
+            logits = pieces.joined(lambda own: answer_logits(model, own, answers), prompts)
         if self._settings.prompt is Prompt.YES_NO:
             margins = logits[:, 0] - logits[:, 1]
             scores = torch.zeros(exists.shape, device=logits.device)

@@ -44,7 +44,7 @@ from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import ITEM_TOWER, Encoder, vectors
 from fusionrec.language.inference import pad, tokenize
 from fusionrec.space import Range
-from fusionrec.training import packed
+from fusionrec.training import packed, pieces
 from fusionrec.training.examples import Examples, lists
 from fusionrec.training.gather import own_first
 from fusionrec.training.losses.info_nce import info_nce
@@ -157,7 +157,7 @@ class EncoderTask:
         items = [item_text(self._catalogue, int(code)) for code in codes]
         if self._packs and self._settings.towers == 1:
             return batch | named("packed", self._packed([*histories, *items]))
-        tokens = self._packed if self._packs else self._tokens
+        tokens = self._packed if self._packs else self._sorted
         for name, texts in (("history", histories), ("item", items)):
             batch |= named(name, tokens(texts))
         return batch
@@ -189,8 +189,8 @@ class EncoderTask:
         rows = self._examples.take(examples)
         codes, exists = lists(rows)
         items = [item_text(self._catalogue, int(code)) for code in codes[exists]]
-        tokens = named("item", self._tokens(items))
-        tokens |= named("history", self._tokens(self._histories(rows)))
+        tokens = named("item", self._sorted(items, 2 * len(rows)))
+        tokens |= named("history", self._sorted(self._histories(rows)))
         return tokens | {"exists": torch.from_numpy(exists)}
 
     def scores(self, model: torch.nn.Module, batch: Batch) -> Tensor:
@@ -282,10 +282,12 @@ class EncoderTask:
 
     def _vectors(self, model: torch.nn.Module, inputs: Batch, tower: Tower) -> Tensor:
         """[B, D]; with GradCache a chunk's activations are not kept but computed again."""
-        chunk, count = self._settings.grad_cache, len(inputs["input_ids"])
-        if chunk is None or chunk >= count:
+        chunk = self._settings.grad_cache
+        if chunk is None:
+            return pieces.joined(lambda own: self._encode(model, own, tower), inputs)
+        count, found = len(inputs["input_ids"]), []
+        if chunk >= count:
             return self._encode(model, inputs, tower)
-        found = []
         for start in range(0, count, chunk):
             piece = {name: tensor[start : start + chunk] for name, tensor in inputs.items()}
             # Under ZeRO-3 a weight is whole in one pass and a shard in the other: shapes differ.
@@ -313,6 +315,13 @@ class EncoderTask:
     def _packed(self, texts: list[str]) -> Batch:
         tokens = tokenize(self._tokenizer, self._config.max_tokens, texts)
         return packed.pack(tokens, self._tokenizer.pad_token_id)
+
+    def _sorted(self, texts: list[str], at_least: int | None = None) -> Batch:
+        """Pieces of texts, of which there are as many for every worker, or ``at_least`` so many."""
+        if self._settings.grad_cache is not None:  # which has chunks of its own
+            return self._tokens(texts)
+        rows = tokenize(self._tokenizer, self._config.max_tokens, texts)
+        return pieces.cut(self._tokenizer, rows, at_least or len(rows))
 
     def _tokens(self, texts: list[str]) -> Batch:
         return pad(self._tokenizer, tokenize(self._tokenizer, self._config.max_tokens, texts))

@@ -13,6 +13,7 @@ Shape legend: B examples of a batch, of each objective.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
@@ -24,19 +25,16 @@ from torch import Tensor
 
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import IntArray
+from fusionrec.errors import ConfigError
 from fusionrec.training.examples import Examples
+from fusionrec.training.objectives.decoder import DecoderSettings, DecoderTask
+from fusionrec.training.objectives.distillation import DistillationSettings, DistillationTask
 from fusionrec.training.objectives.encoder import EncoderSettings, EncoderTask
 from fusionrec.training.objectives.pretraining import PretrainingSettings, PretrainingTask
 from fusionrec.training.objectives.rating import RatingSettings, RatingTask
-from fusionrec.training.objectives.reranker import RankingLoss, RerankerSettings, RerankerTask
-from fusionrec.training.objectives.settings import (
-    HistorySettings,
-    Need,
-    TaskSettings,
-    named,
-    part,
-)
-from fusionrec.training.task import Batch, Task
+from fusionrec.training.objectives.reranker import RerankerSettings, RerankerTask
+from fusionrec.training.objectives.settings import Need, TaskSettings, given, named, part
+from fusionrec.training.task import Batch, Forward, Task
 
 
 class Part(StrEnum):
@@ -44,23 +42,27 @@ class Part(StrEnum):
 
     ENCODER = "encoder"
     RERANKER = "reranker"
+    DECODER = "decoder"
     PRETRAINING = "pretraining"
     RATING = "rating"
+    DISTILLATION = "distillation"
 
 
-class MultiTaskSettings(HistorySettings):
-    """What is combined, and how."""
+class MultiTaskSettings(  # type: ignore[misc]
+    EncoderSettings,
+    RerankerSettings,
+    DecoderSettings,
+    PretrainingSettings,
+    RatingSettings,
+    DistillationSettings,
+):
+    """What is combined, and how; each objective is told what it is told alone."""
 
     objectives: tuple[Part, ...] = Field((Part.ENCODER, Part.PRETRAINING), min_length=2)
-    """What is trained at once: encoder, reranker, pretraining, rating (multi-task)."""
+    """What is trained at once: encoder, reranker, pretraining, rating, distillation; or decoder and
+    pretraining (multi-task)."""
     objective_weights: tuple[float, ...] | None = None
     """A factor for the loss of each objective; by default they are learned (multi-task)."""
-    temperature: float = Field(0.05, gt=0)
-    """Divides the cosines of the encoder."""
-    ranking_loss: RankingLoss = RankingLoss.LISTWISE
-    """Of the reranker."""
-    mask_share: float = Field(0.15, gt=0, lt=1)
-    """Share of the tokens that an encoder has to guess (pretraining)."""
 
     @field_validator("objectives")
     @classmethod
@@ -84,18 +86,44 @@ class MultiTaskSettings(HistorySettings):
         """What any of the objectives does."""
         return frozenset[Need]().union(*(self.of(part).needs for part in self.objectives))
 
+    @property
+    def read(self) -> frozenset[str]:
+        """What the chosen objectives read, and how they are combined."""
+        own = MultiTaskSettings.__annotations__
+        return frozenset(own).union(*(self.of(part).read for part in self.objectives))
+
     def of(self, part: Part) -> TaskSettings:
         """The settings of one objective."""
         kind = _PARTS[part][0]
-        values = self.model_dump()
-        return kind(**{name: values[name] for name in kind.model_fields if name in values})
+        return kind(**{name: getattr(self, name) for name in kind.model_fields})
+
+    def refuse_misfits(self) -> None:
+        """Refuse what does not go around one transformer.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        others = set(self.objectives) - {Part.DECODER, Part.PRETRAINING}
+        if Part.DECODER in self.objectives and others:
+            raise ConfigError(
+                f"setting objectives = {','.join(self.objectives)} is wrong: a decoder has its "
+                f"transformer in common with pretraining alone, and {min(others)} reads with an "
+                "encoder; set --objectives decoder,pretraining, or leave decoder out"
+            )
+        if self.towers > 1:
+            raise ConfigError(
+                f"setting towers = {self.towers} is wrong: several objectives have one transformer "
+                "in common; leave --towers out, or give --task encoder"
+            )
 
 
 _PARTS: dict[Part, tuple[type[TaskSettings], Any]] = {
     Part.ENCODER: (EncoderSettings, EncoderTask),
     Part.RERANKER: (RerankerSettings, RerankerTask),
+    Part.DECODER: (DecoderSettings, DecoderTask),
     Part.PRETRAINING: (PretrainingSettings, PretrainingTask),
     Part.RATING: (RatingSettings, RatingTask),
+    Part.DISTILLATION: (DistillationSettings, DistillationTask),
 }
 
 
@@ -105,13 +133,26 @@ class MultiTask:
     name = "multi-task"
 
     def __init__(
-        self, settings: MultiTaskSettings, catalogue: Catalogue, examples: Examples | None
+        self,
+        settings: MultiTaskSettings,
+        catalogue: Catalogue,
+        examples: Examples | None = None,
+        reviews: Sequence[str] = (),
     ) -> None:
+        """Make the task of each objective.
+
+        Raises:
+            ConfigError: they do not go around one transformer.
+        """
+        settings.refuse_misfits()
         self._weights = settings.objective_weights
         self._tasks: list[Task] = []
         for each in settings.objectives:
             own = settings.of(each)
-            self._tasks.append(_PARTS[each][1](own, catalogue, examples if own.needs else None))
+            self._tasks.append(
+                _PARTS[each][1](own, catalogue, **given(own.needs, examples, reviews))
+            )
+        self._refreshed = [task for task in self._tasks if isinstance(task, EncoderTask)]
         self.head = tuple({part for task in self._tasks for part in task.head} | {"log_variances"})
 
     @property
@@ -160,6 +201,31 @@ class MultiTask:
             for row in task.describe(positions)
         ]
 
+    @property
+    def refresh_every(self) -> int:
+        """See :class:`~fusionrec.training.task.Refreshed`; of the one objective that looks."""
+        return max(task.refresh_every for task in self._refreshed) if self._refreshed else 0
+
+    def refresh(self, forward: Forward, path: Path, step: int) -> None:
+        """Let the objective that looks at the current model look at its own part of it."""
+        for task in self._refreshed:
+
+            def own(
+                function: Callable[[torch.nn.Module, Batch], Tensor],
+                batch: Batch,
+                name: str = task.name,
+            ) -> Tensor:
+                return forward(
+                    lambda model, given: function(cast("_Shared", model).of(name), given), batch
+                )
+
+            task.refresh(own, path, step)
+
+    def restore(self, path: Path) -> None:
+        """What :meth:`refresh` left in ``path``."""
+        for task in self._refreshed:
+            task.restore(path)
+
     def save(self, model: torch.nn.Module, directory: Path) -> None:
         """A folder an objective, each with a copy of the transformer."""
         shared = cast("_Shared", model)
@@ -180,6 +246,10 @@ class _Shared(torch.nn.Module):
             else:
                 setattr(model, str(model.base_model_prefix), trunk)
                 cast("Any", model).tie_weights()  # a masked model's output to the new embeddings
+        # Two language models over one transformer are one.
+        speaking: list[Any] = [m for m in models.values() if _output(m) is not None]
+        for model in speaking[1:]:
+            model.set_output_embeddings(_output(speaking[0]))
         self.models = torch.nn.ModuleDict(models)
         if learned:
             self.log_variances = torch.nn.Parameter(torch.zeros(len(models)))
@@ -190,4 +260,9 @@ class _Shared(torch.nn.Module):
 
 def _base(model: torch.nn.Module) -> torch.nn.Module:
     found: torch.nn.Module = getattr(model, str(model.base_model_prefix), model)
+    return found
+
+
+def _output(model: Any) -> torch.nn.Module | None:
+    found: torch.nn.Module | None = model.get_output_embeddings()
     return found

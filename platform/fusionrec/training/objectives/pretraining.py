@@ -1,29 +1,31 @@
-r"""Adaptive pretraining: the model first reads the catalogue's texts, as it once read others.
+r"""Adaptive pretraining: the model first reads the texts of the data, as it once read others.
 
-The texts are joined, with a separator after each, and cut into blocks of L tokens. An encoder, one
-whose tokenizer has a mask, learns masked language modelling (Devlin et al., BERT, 2019): of 15% of
-the tokens, 80% become the mask, 10% a random token, 10% stay, drawn anew each epoch (Liu et al.,
-RoBERTa, 2019, who also dropped next-sentence prediction without loss), and
+They are those of the catalogue and the reviews of training events: those of validation and test
+would tell what came next (see :mod:`fusionrec.training.reviews`). Joined, with a separator after
+each, they are cut into blocks of L tokens. An encoder, one whose tokenizer has a mask, learns
+masked language modelling (Devlin et al., BERT, 2019): of 15% of the tokens, 80% become the mask,
+10% a random token, 10% stay, drawn anew each epoch (Liu et al., RoBERTa, 2019, who also dropped
+next-sentence prediction without loss), and
 
     loss = −1/|M| Σ_{l in M} log p(x_l | masked block),   M the chosen tokens.
 
 With next-sentence prediction, as BERT had it, the examples are pairs instead of blocks: the two
-parts of an item's text, cut at the sentence's end that is nearest to its middle, or in half of the
-cases the first part of one and the second of another item that has another, drawn anew each epoch.
-With the label y of a pair, 0 where the second part follows, the loss has −log p(y | masked pair)
-added.
+parts of a text, cut at the sentence's end that is nearest to its middle, or in half of the cases
+the first part of one and the second of another text that has another, drawn anew each epoch. With
+the label y of a pair, 0 where the second part follows, the loss has −log p(y | masked pair) added.
 
 A decoder learns causal language modelling: −1/(L−1) Σ_l log p(x_l | x_<l). Gururangan et al.,
 Don't stop pretraining (ACL 2020), show what it brings. A model whose head came without weights
 learns that too; fewer than a hundred steps then teach the head more than the model.
 
-Shape legend: B blocks or pairs of a batch, L tokens of a block, T tokens of the catalogue.
+Shape legend: B blocks or pairs of a batch, L tokens of a block, T tokens of all texts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -47,23 +49,33 @@ from fusionrec.language.encoder import Encoder
 from fusionrec.language.inference import pad as padded
 from fusionrec.language.inference import tokenize
 from fusionrec.language.models import load_pretrained, resolve, save_pretrained
-from fusionrec.training.objectives.settings import TaskSettings, identity
+from fusionrec.training.objectives.settings import Need, TaskSettings, identity
 from fusionrec.training.task import Batch, drawn, shuffled, with_draws
+from fusionrec.training.vocabulary import UNPREDICTED, causal_loss, guesses
 
-_UNPREDICTED = -100
 _TRIES = 20
-"""Draws of another item's second part, where many items share theirs, such as a category."""
+"""Draws of another text's second part, where many items share theirs, such as a category."""
+_AT_ONCE = 1_000
+"""Texts whose tokens are lists at a time, which take more memory than arrays."""
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+")
 
 
 class PretrainingSettings(TaskSettings):
-    """How the model reads the catalogue."""
+    """How the model reads the texts."""
 
     mask_share: float = Field(0.15, gt=0, lt=1)
     """Share of the tokens that an encoder has to guess (pretraining)."""
     next_sentence: bool = False
-    """Whether an encoder also has to tell if the second part of an item's text follows the first
+    """Whether an encoder also has to tell if the second part of a text follows the first
     (pretraining); for architectures with such a head: BERT and near relatives."""
+    reviews: bool | None = None
+    """Whether the reviews of training events are read behind the catalogue (pretraining); default:
+    where there are any."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Reviews, where there are any, unless they are left out."""
+        return frozenset() if self.reviews is False else frozenset({Need.REVIEWS})
 
 
 class PretrainingTask:
@@ -80,26 +92,26 @@ class PretrainingTask:
     )
 
     def __init__(
-        self, settings: PretrainingSettings, catalogue: Catalogue, examples: None = None
+        self, settings: PretrainingSettings, catalogue: Catalogue, reviews: Sequence[str] = ()
     ) -> None:
-        """Cut the catalogue into blocks, or its texts into pairs; ``examples`` are not used.
+        """Cut the texts of the catalogue, then ``reviews``, into blocks or pairs.
 
         Raises:
             ConfigError: a decoder is to predict the next sentence.
             ModelError: there is no such model.
             TrainingError: the texts do not fill a block, or two of them cannot be cut in two.
         """
-        assert examples is None
         self._settings = settings
         self._folder = resolve(settings.encoder, settings.revision)
         self._tokenizer = load_pretrained(AutoTokenizer.from_pretrained, self._folder)
         self._pairs: list[tuple[str, str]] = []
+        texts = [*item_texts(catalogue), *reviews]
         if settings.next_sentence:
             if not self._masked:
                 raise _no_head(settings)
-            self._pairs = _pairs(item_texts(catalogue))
+            self._pairs = _pairs(texts)
         else:
-            self._blocks = self._cut(item_texts(catalogue))
+            self._blocks = self._cut(texts)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -143,25 +155,20 @@ class PretrainingTask:
         if self._masked:
             masks = [self._mask(row, g) for row, g in zip(tokens, generators, strict=True)]
             found["input_ids"] = torch.from_numpy(np.stack([changed for changed, _ in masks]))
-            labels[~np.stack([chosen for _, chosen in masks])] = _UNPREDICTED
+            labels[~np.stack([chosen for _, chosen in masks])] = UNPREDICTED
         return found | {"labels": torch.from_numpy(labels)}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """See the module; 0 where nothing is to be predicted."""
         known = ("input_ids", "attention_mask", "token_type_ids")
-        inputs: dict[str, Any] = {name: batch[name] for name in known if name in batch}
+        inputs, labels = {name: batch[name] for name in known if name in batch}, batch["labels"]
         if not self._masked:
-            inputs["use_cache"] = False  # which would copy keys and values that nobody reads
-        found, labels = model(**inputs), batch["labels"]
-        logits = (found.prediction_logits if self._pairs else found.logits).float()
-        if not self._masked:
-            # Not the logits: a copy of them would be the largest tensor of the step.
-            labels = pad(labels[:, 1:], (0, 1), value=_UNPREDICTED)
-        chosen = labels != _UNPREDICTED
-        total = cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=_UNPREDICTED, reduction="sum"
-        )
-        loss = total / chosen.sum().clamp(min=1)
+            return causal_loss(model, inputs, labels)
+        rows, columns = (labels != UNPREDICTED).nonzero(as_tuple=True)
+        found = guesses(model, inputs, (rows, columns))
+        logits = (found.prediction_logits if self._pairs else found.logits)[0].float()
+        total = cross_entropy(logits, labels[rows, columns], reduction="sum")
+        loss = total / max(1, len(rows))
         if self._pairs:
             loss = loss + cross_entropy(found.seq_relationship_logits.float(), batch["other"])
         return loss
@@ -218,19 +225,23 @@ class PretrainingTask:
         return padded(self._tokenizer, rows) | {"other": torch.tensor(other)}
 
     def _cut(self, texts: list[str]) -> IntArray:
-        """[B, L] all texts in the catalogue's order; what does not fill a block is left out."""
+        """[B, L] all texts in their order; what does not fill a block is left out."""
         tokenizer, length = self._tokenizer, self._settings.max_tokens
         separator = tokenizer.sep_token_id if self._masked else tokenizer.eos_token_id
         ends = [] if separator is None else [separator]
-        rows = tokenizer([t for t in texts if t], add_special_tokens=False)["input_ids"]
-        joined = [token for row in rows for token in (*row, *ends)]
+        found = [text for text in texts if text]
+        pieces = []
+        for start in range(0, len(found), _AT_ONCE):
+            some = tokenizer(found[start : start + _AT_ONCE], add_special_tokens=False)
+            pieces += [np.array([*row, *ends], dtype=np.int64) for row in some["input_ids"]]
+        joined = np.concatenate([np.empty(0, np.int64), *pieces])
         count = len(joined) // length
         if not count:
             raise TrainingError(
-                f"the catalogue's texts are {len(joined)} tokens and a block takes {length}: set a "
-                "smaller --max-tokens"
+                f"the texts are {len(joined)} tokens and a block takes {length}: set a smaller "
+                "--max-tokens"
             )
-        return np.array(joined[: count * length], dtype=np.int64).reshape(count, length)
+        return joined[: count * length].reshape(count, length)
 
     def _mask(self, tokens: IntArray, generator: np.random.Generator) -> tuple[IntArray, Any]:
         """([L] what the model sees, [L] which tokens it has to guess)."""
@@ -252,8 +263,8 @@ def _pairs(texts: list[str]) -> list[tuple[str, str]]:
             found.append((text[:end], text[begin:]))
     if len(found) < 2:
         raise TrainingError(
-            f"{len(found)} of the catalogue's {len(texts)} texts have two sentences, and "
-            "next-sentence prediction compares those of two: leave --next-sentence out"
+            f"{len(found)} of {len(texts)} texts have two sentences, and next-sentence prediction "
+            "compares those of two: leave --next-sentence out"
         )
     return found
 

@@ -27,8 +27,9 @@ from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import CodeArray, IntArray
 from fusionrec.data.text import history_texts, item_text, with_reviews
-from fusionrec.language.inference import pad, tokenize
+from fusionrec.language.inference import tokenize
 from fusionrec.language.reranker import Reranker
+from fusionrec.training import pieces
 from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.settings import (
     HEAD,
@@ -102,11 +103,11 @@ class RatingTask:
         histories, items = self._texts(examples)
         rows = tokenize(self._tokenizer, self._config.max_tokens, histories, items)
         rest = torch.from_numpy(self._rest[examples] / self._scale).float()
-        return named("pair", pad(self._tokenizer, rows)) | {"rest": rest}
+        return named("pair", pieces.cut(self._tokenizer, rows, len(rows))) | {"rest": rest}
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """Mean squared error in units of σ²."""
-        logits: Tensor = model(**part(batch, "pair")).logits[:, 0].float()
+        logits = pieces.joined(lambda own: model(**own).logits, part(batch, "pair"))[:, 0].float()
         return (logits - batch["rest"]).square().mean()
 
     def describe(self, examples: IntArray) -> list[dict[str, Any]]:

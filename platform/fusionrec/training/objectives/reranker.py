@@ -20,8 +20,9 @@ from torch import Tensor
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import IntArray
 from fusionrec.data.text import history_texts, item_text
-from fusionrec.language.inference import pad, tokenize
+from fusionrec.language.inference import tokenize
 from fusionrec.language.reranker import Reranker
+from fusionrec.training import pieces
 from fusionrec.training.examples import Examples, lists
 from fusionrec.training.losses.listwise import listwise_softmax
 from fusionrec.training.losses.pairwise import pairwise_logistic
@@ -101,7 +102,8 @@ class RerankerTask:
             [histories[row] for row in owners],
             [item_text(self._catalogue, int(code)) for code in codes[owners, places]],
         )
-        pairs = pad(self._tokenizer, rows_of_tokens)
+        # Of each list there are two pairs at least.
+        pairs = pieces.cut(self._tokenizer, rows_of_tokens, 2 * len(rows))
         return named("pair", pairs) | {"exists": torch.from_numpy(exists)}
 
     def lists(self, examples: IntArray) -> Batch:
@@ -111,7 +113,7 @@ class RerankerTask:
     def scores(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         """[B, C] logits; 0 where there is no candidate."""
         exists = batch["exists"]
-        logits = model(**part(batch, "pair")).logits[:, 0].float()
+        logits = pieces.joined(lambda own: model(**own).logits, part(batch, "pair"))[:, 0].float()
         return torch.zeros(exists.shape, device=logits.device).masked_scatter(exists, logits)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -12,6 +13,7 @@ from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import ITEM_TOWER, has_two_towers
 from fusionrec.language.models import DEFAULT_MODEL, resolve
 from fusionrec.training.checkpoints import sha256_of
+from fusionrec.training.examples import Examples
 from fusionrec.training.task import Batch
 
 HEAD = ("classifier", "score", "pre_classifier", "pooler")
@@ -25,6 +27,7 @@ class Need(StrEnum):
     NEGATIVES = "negatives"
     RATINGS = "ratings"
     TEACHER = "teacher"
+    REVIEWS = "reviews"
 
 
 class TaskSettings(Config):
@@ -43,6 +46,11 @@ class TaskSettings(Config):
         """Nothing but the texts."""
         return frozenset()
 
+    @property
+    def read(self) -> frozenset[str]:
+        """Names of the settings that are read."""
+        return frozenset(type(self).model_fields)
+
 
 class HistorySettings(TaskSettings):
     """What is read of a history."""
@@ -59,6 +67,14 @@ class HistorySettings(TaskSettings):
     def limits(self) -> dict[str, int]:
         """What the trained model keeps to ever after."""
         return {"max_tokens": self.max_tokens, "history_items": self.history_items}
+
+
+def given(
+    needs: frozenset[Need], examples: Examples | None, reviews: Sequence[str]
+) -> dict[str, Any]:
+    """What a task is made with besides settings and catalogue, by parameter."""
+    histories = {"examples": examples} if Need.HISTORIES in needs else {}
+    return histories | ({"reviews": reviews} if Need.REVIEWS in needs else {})
 
 
 def identity(name: str, settings: TaskSettings, fingerprint: str) -> dict[str, Any]:

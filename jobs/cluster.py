@@ -56,6 +56,17 @@ def start(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def is_given() -> bool:
+    """Whether :func:`start` joins a cluster, and does not start one on this machine."""
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def nodes() -> list[dict[str, Any]]:
+    """What Ray tells of the cluster's nodes; while Ray is up."""
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return found
+
+
 def _bind_to_loopback() -> None:
     """Keep a Ray of one machine off the network.
 

@@ -40,10 +40,11 @@ from fusionrec.data.splits import Protocol, split
 from fusionrec.errors import ConfigError, DataError
 from fusionrec.language.models import resolve
 from fusionrec.progress import Advance, bar, console
-from fusionrec.training import preflight
+from fusionrec.training import devices, preflight
 from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, prepare_process, train
+from fusionrec.training.launch import first_alone, join
 from fusionrec.training.loads import load_of
 from fusionrec.training.objectives.decoder import DecoderSettings
 from fusionrec.training.objectives.distillation import DistillationSettings
@@ -54,7 +55,7 @@ from fusionrec.training.objectives.rating import RatingSettings
 from fusionrec.training.objectives.reranker import RerankerSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
-from fusionrec.training.tracking import Report
+from fusionrec.training.tracking import Report, where
 from jobs.distilled import distillation_report
 from jobs.entry import run
 from jobs.examples import make_examples, rating_report, stored_settings
@@ -120,7 +121,8 @@ class FinetuneConfig(  # type: ignore[misc]
     step keeps its batches: every number from here to --num-workers must divide --num-workers ×
     --accumulation."""
     use_gpu: bool | None = None
-    """Default: whether the cluster has GPUs now; say yes on one that scales up from none."""
+    """Default: whether the cluster, or under torchrun this machine, has GPUs now; say yes on a
+    cluster that scales up from none."""
     dry_run: bool = False
     """Check the settings, say what memory and disk the run will take, and end."""
     max_failures: int = Field(2, ge=-1)
@@ -197,19 +199,23 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         FusionRecError: see preflight, the engine and the worker.
     """
     settings, training = config.resolved()
-    launched = dist.is_torchelastic_launched()
-    planned = plan(config)
-    if _first():
-        console.print(planned.sentence, highlight=False, soft_wrap=True)
-    if launched:
+    if dist.is_torchelastic_launched():
+        if config.use_gpu is False:
+            devices.hide_gpus()
+        prepare_process(training)  # before the plan looks at this process's GPU
+        _say(plan(config))
         result = _under_torchrun(config, settings, training)
     else:
         # Ray only where it is used: under torchrun it is not.
         from fusionrec.training import worker
         from jobs import cluster
 
-        prepare(config, settings)
-        with cluster.start():
+        with ExitStack() as stack:
+            if cluster.is_given():
+                stack.enter_context(cluster.start())  # the plan is about its nodes
+            _say(plan(config))
+            prepare(config, settings)
+            stack.enter_context(cluster.start())
             result = worker.fit(
                 partial(load_task, config.out.resolve() / "examples"),
                 training,
@@ -224,6 +230,11 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
     return result
 
 
+def _say(planned: preflight.Plan) -> None:
+    if _first():
+        console.print(planned.sentence, highlight=False, soft_wrap=True)
+
+
 def plan(config: FinetuneConfig) -> preflight.Plan:
     """What the run will take; reads neither weights nor data.
 
@@ -232,27 +243,40 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
     """
     settings, training = config.resolved()
     config.check(settings.needs)
+    workers_here = config.num_workers
     if dist.is_torchelastic_launched():
         num_workers = int(os.environ["WORLD_SIZE"])
         workers_here = int(os.environ["LOCAL_WORLD_SIZE"])
         if config.min_workers is not None:
             warnings.warn("--min-workers is ignored under torchrun: leave it out", stacklevel=2)
+        device = devices.of_this_machine(workers_here, use_gpu=config.use_gpu)
     else:
         num_workers, all_workers = config.min_workers or config.num_workers, config.num_workers
         preflight.check_shares(num_workers, all_workers, training.accumulation)
         # The fewest workers hold the most.
         share = all_workers * training.accumulation // num_workers
         training = training.model_copy(update={"accumulation": share})
-        # On a cluster nobody knows yet which node will take how many.
-        workers_here = 1 if os.environ.get("RAY_ADDRESS") else config.num_workers
+        device = _device_under_ray(config)
     return preflight.check(
         settings,
         training,
         config.out,
-        lambda size: load_of(config.task, settings, size, config.num_negatives_of_task),
+        lambda task, size: load_of(config.task, task, size, config.num_negatives_of_task),
         num_workers=num_workers,
         workers_here=workers_here,
+        device=device,
     )
+
+
+def _device_under_ray(config: FinetuneConfig) -> devices.Device:
+    """Of the worker that has the least; on this machine where no cluster is up yet."""
+    from jobs import cluster
+
+    if not cluster.is_given():
+        return devices.of_this_machine(config.num_workers, use_gpu=config.use_gpu)
+    with cluster.start():
+        nodes = cluster.nodes()
+    return devices.of_nodes(nodes, num_workers=config.num_workers, use_gpu=config.use_gpu)
 
 
 def _first() -> bool:
@@ -306,13 +330,10 @@ def _under_torchrun(
     config: FinetuneConfig, settings: TaskSettings, training: TrainingConfig
 ) -> TrainingResult:
     """This process is one of several that torchrun started."""
-    prepare_process(training)
-    dist.init_process_group("nccl" if config.use_gpu else None)
+    join()
     first = dist.get_rank() == 0
     try:
-        if first:
-            prepare(config, settings)
-        dist.barrier()
+        first_alone(lambda: prepare(config, settings))
         task = load_task(config.out / "examples")
         with ExitStack() as stack:
             advance: Advance | None = None
@@ -387,7 +408,8 @@ def main() -> None:
             soft_wrap=True,
         )
         console.print(f"model: {result.model}", soft_wrap=True)
-        console.print(f"curves: tensorboard --logdir {config.out / 'tensorboard'}", soft_wrap=True)
+        for tracker in config.trackers:
+            console.print(f"curves: {where(tracker, config.out)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from fusionrec.serving.pipeline import Pipeline
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.examples import Examples
 from fusionrec.training.tasks import load_task
-from jobs.finetune import FinetuneConfig, _use, finetune, prepare
+from jobs.finetune import FinetuneConfig, _use, finetune, plan, prepare
 
 NUM_USERS, NUM_ITEMS = 12, 20
 
@@ -128,6 +129,21 @@ def test_defaults_depend_on_the_task(configure):
 
 DEFAULT_BATCH = {"encoder": 64, "reranker": 8, "decoder": 4, "pretraining": 32, "rating": 32}
 DEFAULT_BATCH |= {"distillation": 8, "multi-task": 16}
+
+
+def test_plan_is_about_the_nodes_of_the_cluster(configure, monkeypatch):
+    from jobs import cluster
+
+    node = {"Alive": True, "NodeManagerHostname": "gpus", "NodeManagerAddress": "10.0.0.3"}
+    node |= {"Resources": {"CPU": 8.0, "GPU": 4.0, "memory": 6e10, "accelerator_type:H100": 1.0}}
+    monkeypatch.setattr(cluster, "is_given", lambda: True)
+    monkeypatch.setattr(cluster, "start", nullcontext)
+    monkeypatch.setattr(cluster, "nodes", lambda: [node])
+    monkeypatch.setenv("CXX", "no-such-compiler")  # on this machine nothing is compiled
+    config = configure("encoder", "--num-workers", "2")
+    assert "of the 80.00 GB of a GPU of node 10.0.0.3 (H100)" in plan(config).sentence
+    without = config.model_copy(update={"use_gpu": False})
+    assert "of the CPUs of node 10.0.0.3" in plan(without).sentence
 
 
 def test_reranker_needs_a_pipeline(configure):
@@ -300,6 +316,39 @@ def test_shares_of_cpus(monkeypatch):
     assert all(count * share // share == count for share in shares for count in range(99))
 
 
+def test_what_workers_are_told(monkeypatch, tmp_path):
+    """Keys, but not where Ray shows them; interfaces before the group is formed; no PATH."""
+    import ray.train.torch
+
+    from fusionrec.training import worker
+
+    made = {}
+
+    def trainer(loop, **settings):
+        made.update(settings, loop=loop)
+        raise InterruptedError
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", trainer)
+    for name in ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, f"value of {name}")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    with pytest.raises(InterruptedError):
+        worker.fit(lambda: None, TrainingConfig(), tmp_path)
+    assert "value of" not in str(made["train_loop_config"])
+    interfaces = {"NCCL_SOCKET_IFNAME": "value of NCCL_SOCKET_IFNAME"}
+    assert made["run_config"].worker_runtime_env == {"env_vars": interfaces}
+    # On the worker.
+    monkeypatch.setattr(worker, "_loop", lambda _: dict(os.environ))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("PATH", "of the worker")
+    monkeypatch.delenv("WANDB_API_KEY")
+    found = made["loop"]({})
+    assert found["WANDB_API_KEY"] == "value of WANDB_API_KEY"
+    assert found["PATH"] == "of the worker"
+    assert found["CUDA_VISIBLE_DEVICES"] == ""  # of one that was given no GPU
+
+
 def test_too_few_gpus_for_the_fewest_workers(monkeypatch, tmp_path):
     import ray
 
@@ -353,6 +402,7 @@ def test_torchrun(configure, tmp_path):
     config = configure("encoder")
     flags = ["--task", "encoder", "--dataset", str(config.dataset), "--out", str(tmp_path / "run")]
     flags += ["--encoder", config.encoder, "--batch-size", "4", "--num-threads", "1"]
+    flags += ["--no-use-gpu", "--trackers", "tensorboard"]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "-m", "jobs.finetune", *flags],
@@ -364,4 +414,6 @@ def test_torchrun(configure, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("model:") == 1
+    assert done.stdout.count("curves: tensorboard --logdir") == 1
+    assert " of the CPUs of this machine; " in done.stderr
     assert Encoder.load(tmp_path / "run" / "model", device="cpu").dimension == 32

@@ -36,7 +36,7 @@ import torch.distributed as dist
 
 from fusionrec.config import Config
 from fusionrec.errors import Preempted, TrainingError
-from fusionrec.training import weights
+from fusionrec.training import operators, weights
 from fusionrec.training.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -44,7 +44,7 @@ from fusionrec.training.checkpoints import (
     restore_random_states,
     sha256_of,
 )
-from fusionrec.training.config import TrainingConfig
+from fusionrec.training.config import RESULT, TrainingConfig
 from fusionrec.training.faults import StopSignal, Watch
 from fusionrec.training.memory import PeakMemory
 from fusionrec.training.task import Batch, Refreshed, Task
@@ -121,7 +121,7 @@ def finished(
     Raises:
         TrainingError: it holds the result of another one.
     """
-    path = directory / "result.json"
+    path = directory / RESULT
     if not path.exists():
         return None
     result = TrainingResult.model_validate_json(path.read_bytes())
@@ -130,9 +130,23 @@ def finished(
 
 
 def prepare_process(config: TrainingConfig) -> None:
-    """What must be so before DeepSpeed is imported: accelerator, build folder, threads."""
-    if not torch.cuda.is_available():
+    """What must be so before collectives and DeepSpeed's import: device, build tools, threads.
+
+    Raises:
+        TrainingError: this machine has fewer GPUs than workers.
+    """
+    if torch.cuda.is_available():
+        own, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= gpus:
+            raise TrainingError(
+                f"worker {own} of this machine has no GPU of its own: there are {gpus}; start as "
+                "many workers, or give --no-use-gpu"
+            )
+        # DeepSpeed would do so only after 4-bit weights are made, on everybody's first GPU.
+        torch.cuda.set_device(own)
+    else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    operators.find_tools()
     if sys.prefix != sys.base_prefix:
         # DeepSpeed builds its operator against the environment's own torch. In the shared default
         # folder two environments would build it over each other, again and again.
@@ -229,7 +243,8 @@ class _Run:
                     )
             self.checkpoints.wait()
             seconds = time.perf_counter() - began
-        return self._finish(engine, loss, seconds, memory.bytes())
+            # Inside of the block: a tracker is told of what fails here, too.
+            return self._finish(engine, loss, seconds, memory.bytes())
 
     def _order(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, epoch])
@@ -349,7 +364,7 @@ class _Run:
         if self._adapts and self._rank == 0:
             weights.save_tensors(weights.trained(engine, full), adapter)
         examples = self._config.batch_size * self._config.accumulation * self._world * self._total
-        path = self._directory / "result.json"
+        path = self._directory / RESULT
         engine.destroy()
         if self._rank == 0:
             model = weights.merged(full, self._task, self._config)

@@ -14,6 +14,7 @@ Shape legend: B examples of a batch, of each objective.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,6 +85,11 @@ class MultiTaskSettings(HistorySettings):
         """What any of the objectives does."""
         return frozenset[Need]().union(*(self.of(part).needs for part in self.objectives))
 
+    @property
+    def compares_batch(self) -> bool:
+        """Where the encoder's objective is among them."""
+        return Part.ENCODER in self.objectives
+
     def of(self, part: Part) -> TaskSettings:
         """The settings of one objective."""
         kind = _PARTS[part][0]
@@ -114,7 +120,7 @@ class MultiTask:
             self._tasks.append(_PARTS[each][1](own, catalogue, examples if own.needs else None))
         self.head = tuple({part for task in self._tasks for part in task.head} | {"log_variances"})
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """See :class:`~fusionrec.training.task.Task`."""
         found: dict[str, Any] = {task.name: task.identity for task in self._tasks}

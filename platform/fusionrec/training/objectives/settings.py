@@ -43,6 +43,11 @@ class TaskSettings(Config):
         """Nothing but the texts."""
         return frozenset()
 
+    @property
+    def compares_batch(self) -> bool:
+        """Whether an example's loss depends on the others of its batch: on the batch's size."""
+        return False
+
 
 class HistorySettings(TaskSettings):
     """What is read of a history."""

@@ -245,17 +245,14 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
     config.check(settings.needs)
     workers_here = config.num_workers
     if dist.is_torchelastic_launched():
-        num_workers = int(os.environ["WORLD_SIZE"])
+        num_workers = fewest = int(os.environ["WORLD_SIZE"])
         workers_here = int(os.environ["LOCAL_WORLD_SIZE"])
         if config.min_workers is not None:
             warnings.warn("--min-workers is ignored under torchrun: leave it out", stacklevel=2)
         device = devices.of_this_machine(workers_here, use_gpu=config.use_gpu)
     else:
-        num_workers, all_workers = config.min_workers or config.num_workers, config.num_workers
-        preflight.check_shares(num_workers, all_workers, training.accumulation)
-        # The fewest workers hold the most.
-        share = all_workers * training.accumulation // num_workers
-        training = training.model_copy(update={"accumulation": share})
+        num_workers, fewest = config.num_workers, config.min_workers or config.num_workers
+        preflight.check_shares(fewest, num_workers, training.accumulation)
         device = _device_under_ray(config)
     return preflight.check(
         settings,
@@ -263,6 +260,7 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
         config.out,
         lambda task, size: load_of(config.task, task, size, config.num_negatives_of_task),
         num_workers=num_workers,
+        fewest=fewest,
         workers_here=workers_here,
         device=device,
     )

@@ -24,7 +24,11 @@ def device(memory: int | None = 10**12, **other) -> Device:
 @pytest.fixture
 def check(tiny_encoder, tmp_path):
     def run(
-        settings: dict | None = None, num_workers: int = 1, on: Device | None = None, **training
+        settings: dict | None = None,
+        num_workers: int = 1,
+        fewest: int | None = None,
+        on: Device | None = None,
+        **training,
     ) -> preflight.Plan:
         chosen = EncoderSettings(**{"encoder": str(tiny_encoder)} | (settings or {}))
         return preflight.check(
@@ -33,6 +37,7 @@ def check(tiny_encoder, tmp_path):
             tmp_path / "a" / "b",
             lambda task, size: load_of("encoder", task, size, 7),
             num_workers=num_workers,
+            fewest=fewest or num_workers,
             workers_here=num_workers,
             device=on or device(),
         )
@@ -81,6 +86,13 @@ def test_sharding_comes_before_smaller_batches(check, monkeypatch, tmp_path):
     small = device(int(1.1 * (first.peak + third.peak) / 2))
     with pytest.raises(TrainingError, match=": --zero-stage 3 fits"):
         check(**large, on=small)
+
+
+def test_the_fewest_workers_hold_the_most(check):
+    two, four = check(num_workers=2).estimate, check(num_workers=4).estimate
+    least = check(num_workers=4, fewest=2).estimate
+    assert least.peak > two.peak > four.peak  # with gradients of the batches before
+    assert least == check(num_workers=2, accumulation=2).estimate
 
 
 def test_tracker_is_not_installed(check, monkeypatch):

@@ -87,6 +87,7 @@ def check(
     load_of: LoadOf,
     *,
     num_workers: int,
+    fewest: int,
     workers_here: int,
     device: Device,
 ) -> Plan:
@@ -97,8 +98,9 @@ def check(
         config: Of the engine.
         directory: Of the run.
         load_of: See :func:`fusionrec.training.loads.load_of`.
-        num_workers: In all.
-        workers_here: Of these, how many are on this machine, where it is known.
+        num_workers: In all, at most.
+        fewest: In all, at least: they hold the most, and take the batches of the others.
+        workers_here: Of all, how many are on this machine, where it is known.
         device: Of the worker that has the least.
 
     Raises:
@@ -106,7 +108,7 @@ def check(
         ModelError: the model is not there or not usable.
         TrainingError: a compiler or ninja is missing, or memory or the disk are too small.
     """
-    _settings(config, num_workers, device)
+    _settings(config, fewest, device)
     folder = resolve(settings.encoder, settings.revision)
     _positions(folder, settings)
     refuse_two_towers(settings)
@@ -116,7 +118,9 @@ def check(
 
     def planned(task: TaskSettings, training: TrainingConfig) -> Plan:
         load = load_of(task, training.batch_size)
-        found = estimate(folder, load, training, num_workers=num_workers, device=device)
+        share = training.accumulation * num_workers // fewest
+        training = training.model_copy(update={"accumulation": share})
+        found = estimate(folder, load, training, num_workers=fewest, device=device)
         return Plan(found, device)
 
     def fits(task: TaskSettings, training: TrainingConfig) -> bool:
@@ -128,11 +132,11 @@ def check(
     plan = planned(settings, config)
     if finished:
         return plan
-    share = min(1.0, workers_here / num_workers) if device.is_here else 0.0
+    share = workers_here / num_workers if device.is_here else 0.0
     room.check(plan.estimate, config, directory, share_here=share)
     if not plan.fits:
         on_gpu = device.kind == "cuda"
-        found = nearest(Setting(settings, config), fits, num_workers=num_workers, on_gpu=on_gpu)
+        found = nearest(Setting(settings, config), fits, num_workers=fewest, on_gpu=on_gpu)
         remedy = "take a smaller model, or a machine with more"
         if found is not None:
             need = planned(found.task, found.training).estimate.peak

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import warnings
 from contextlib import ExitStack
@@ -33,7 +32,6 @@ import torch.distributed as dist
 from pydantic import Field
 from rich.console import Console
 
-from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.splits import Protocol, split
@@ -43,7 +41,7 @@ from fusionrec.progress import Advance, bar, console
 from fusionrec.training import devices, preflight
 from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.engine import TrainingResult, prepare_process, train
+from fusionrec.training.engine import TrainingResult, train
 from fusionrec.training.launch import first_alone, join
 from fusionrec.training.loads import load_of
 from fusionrec.training.objectives.decoder import DecoderSettings
@@ -54,11 +52,13 @@ from fusionrec.training.objectives.pretraining import PretrainingSettings
 from fusionrec.training.objectives.rating import RatingSettings
 from fusionrec.training.objectives.reranker import RerankerSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
+from fusionrec.training.process import prepare_process
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
 from fusionrec.training.tracking import Report, where
 from jobs.distilled import distillation_report
 from jobs.entry import run
 from jobs.examples import make_examples, rating_report, stored_settings
+from jobs.installed import install
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "encoder": {"batch_size": 64, "learning_rate": 1e-4, "max_tokens": 64},
@@ -253,7 +253,9 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
     else:
         num_workers, fewest = config.num_workers, config.min_workers or config.num_workers
         preflight.check_shares(fewest, num_workers, training.accumulation)
-        device = _device_under_ray(config)
+        from jobs import cluster
+
+        device = cluster.worker_device(config.num_workers, use_gpu=config.use_gpu)
     return preflight.check(
         settings,
         training,
@@ -264,17 +266,6 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
         workers_here=workers_here,
         device=device,
     )
-
-
-def _device_under_ray(config: FinetuneConfig) -> devices.Device:
-    """Of the worker that has the least; on this machine where no cluster is up yet."""
-    from jobs import cluster
-
-    if not cluster.is_given():
-        return devices.of_this_machine(config.num_workers, use_gpu=config.use_gpu)
-    with cluster.start():
-        nodes = cluster.nodes()
-    return devices.of_nodes(nodes, num_workers=config.num_workers, use_gpu=config.use_gpu)
 
 
 def _first() -> bool:
@@ -378,16 +369,6 @@ def _use(config: FinetuneConfig, model: Path) -> None:
         (config.out / "rating-errors.json").write_text(text, encoding="utf-8")
         for name, errors in report.items():
             sys.stdout.write(f"{name}: MAE {errors['mae']:.4f}, RMSE {errors['rmse']:.4f}\n")
-
-
-def install(model: Path, place: Path) -> None:
-    """Copy ``model`` to ``place``, which is whole at any moment but the one of the two renames."""
-    partial_copy = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial_copy, ignore_errors=True)
-    shutil.copytree(model, partial_copy)
-    shutil.rmtree(place, ignore_errors=True)
-    partial_copy.rename(place)
-    forget_measurements(place.parent)
 
 
 def main() -> None:

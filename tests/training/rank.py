@@ -24,7 +24,8 @@ from fusionrec.errors import FusionRecError
 from fusionrec.training import checkpoints, weights
 from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.engine import prepare_process, train
+from fusionrec.training.engine import train
+from fusionrec.training.process import prepare_process
 from fusionrec.training.task import shuffled
 from fusionrec.training.tasks import load_task
 from fusionrec.training.weights import build_engine

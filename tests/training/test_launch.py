@@ -12,7 +12,7 @@ from benchmarks.harness.processes import free_port
 from fusionrec.errors import TrainingError
 from fusionrec.training import launch
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.engine import prepare_process
+from fusionrec.training.process import prepare_process
 
 
 def test_who_does_not_come_is_named(monkeypatch):

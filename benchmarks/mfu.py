@@ -39,10 +39,11 @@ from fusionrec.data.synthetic import SyntheticConfig, generate
 from fusionrec.data.text import item_texts
 from fusionrec.errors import ConfigError, TrainingError
 from fusionrec.training.config import Method, TrainingConfig
-from fusionrec.training.engine import prepare_process, train
+from fusionrec.training.engine import train
 from fusionrec.training.loads import load_of
 from fusionrec.training.memory import estimate
 from fusionrec.training.objectives.pretraining import PretrainingSettings, PretrainingTask
+from fusionrec.training.process import prepare_process
 from fusionrec.training.tracking import Report
 from fusionrec.training.weights import with_adapters
 from jobs.entry import run

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray._private import ray_constants
+
+if TYPE_CHECKING:
+    from fusionrec.training.devices import Device
 
 
 @contextmanager
@@ -54,6 +57,26 @@ def start(num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def is_given() -> bool:
+    """Whether :func:`start` joins a cluster, and does not start one on this machine."""
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def worker_device(num_workers: int, *, use_gpu: bool | None) -> Device:
+    """Of the worker that has the least of ``num_workers``; on this machine if no cluster is given.
+
+    Raises:
+        TrainingError: a GPU is asked for and this machine has none.
+    """
+    from fusionrec.training import devices  # which imports torch: not for every job
+
+    if not is_given():
+        return devices.of_this_machine(num_workers, use_gpu=use_gpu)
+    with start():
+        nodes: Any = ray.nodes()  # type: ignore[no-untyped-call]
+    return devices.of_nodes(nodes, num_workers=num_workers, use_gpu=use_gpu)
 
 
 def _bind_to_loopback() -> None:

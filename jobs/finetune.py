@@ -45,15 +45,17 @@ from fusionrec.errors import (
 )
 from fusionrec.language.models import resolve
 from fusionrec.progress import Advance, bar, console
-from fusionrec.training import preflight
+from fusionrec.training import devices, preflight
 from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.engine import TrainingResult, prepare_process, train
+from fusionrec.training.engine import TrainingResult, train
+from fusionrec.training.launch import first_alone, join
 from fusionrec.training.loads import load_of
 from fusionrec.training.objectives.multitask import MultiTaskSettings
 from fusionrec.training.objectives.settings import HistorySettings, Need, TaskSettings
+from fusionrec.training.process import prepare_process
 from fusionrec.training.tasks import OBJECTIVES, load_task, save_task
-from fusionrec.training.tracking import Report
+from fusionrec.training.tracking import Report, where
 from jobs.entry import run
 from jobs.examples import make_examples, make_reviews, stored_settings
 from jobs.finished import leave_page, use
@@ -110,7 +112,8 @@ class FinetuneConfig(  # type: ignore[misc]
     step keeps its batches: every number from here to --num-workers must divide --num-workers ×
     --accumulation."""
     use_gpu: bool | None = None
-    """Default: whether the cluster has GPUs now; say yes on one that scales up from none."""
+    """Default: whether the cluster, or under torchrun this machine, has GPUs now; say yes on a
+    cluster that scales up from none."""
     dry_run: bool = False
     """Check the settings, say what memory and disk the run will take, and end."""
     max_failures: int = Field(2, ge=-1)
@@ -200,27 +203,37 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         FusionRecError: see preflight, the engine and the worker.
     """
     settings, training = config.resolved()
-    planned = plan(config)
-    if _first():
-        console.print(planned.sentence, highlight=False, soft_wrap=True)
-    try:
-        result = _trained(config, settings, training)
-    except (NonFiniteLoss, CheckpointNotWritten, Preempted) as error:
+    with ExitStack() as stack:
+        if dist.is_torchelastic_launched():
+            if config.use_gpu is False:
+                devices.hide_gpus()
+            prepare_process(training)  # before the plan looks at this process's GPU
+            train_it = _under_torchrun
+        else:
+            # Ray only where it is used: under torchrun it is not.
+            from jobs import cluster
+
+            if cluster.is_given():
+                stack.enter_context(cluster.start())  # the plan is about its nodes
+            train_it = _under_ray
+        planned = plan(config)
         if _first():
-            leave_page(config, planned.estimate, None, str(error))
-        raise
+            console.print(planned.sentence, highlight=False, soft_wrap=True)
+        try:
+            result = train_it(config, settings, training)
+        except (NonFiniteLoss, CheckpointNotWritten, Preempted) as error:
+            if _first():
+                leave_page(config, planned.estimate, None, str(error))
+            raise
     if _first():
         use(config, Path(result.model))
         leave_page(config, planned.estimate, result)
     return result
 
 
-def _trained(
+def _under_ray(
     config: FinetuneConfig, settings: TaskSettings, training: TrainingConfig
 ) -> TrainingResult:
-    if dist.is_torchelastic_launched():
-        return _under_torchrun(config, settings, training)
-    # Ray only where it is used: under torchrun it is not.
     from fusionrec.training import worker
     from jobs import cluster
 
@@ -245,26 +258,28 @@ def plan(config: FinetuneConfig) -> preflight.Plan:
     """
     settings, training = config.resolved()
     config.check(settings)
+    workers_here = config.num_workers
     if dist.is_torchelastic_launched():
-        num_workers = int(os.environ["WORLD_SIZE"])
+        num_workers = fewest = int(os.environ["WORLD_SIZE"])
         workers_here = int(os.environ["LOCAL_WORLD_SIZE"])
         if config.min_workers is not None:
             warnings.warn("--min-workers is ignored under torchrun: leave it out", stacklevel=2)
+        device = devices.of_this_machine(workers_here, use_gpu=config.use_gpu)
     else:
-        num_workers, all_workers = config.min_workers or config.num_workers, config.num_workers
-        preflight.check_shares(num_workers, all_workers, training.accumulation)
-        # The fewest workers hold the most.
-        share = all_workers * training.accumulation // num_workers
-        training = training.model_copy(update={"accumulation": share})
-        # On a cluster nobody knows yet which node will take how many.
-        workers_here = 1 if os.environ.get("RAY_ADDRESS") else config.num_workers
+        num_workers, fewest = config.num_workers, config.min_workers or config.num_workers
+        preflight.check_shares(fewest, num_workers, training.accumulation)
+        from jobs import cluster
+
+        device = cluster.worker_device(config.num_workers, use_gpu=config.use_gpu)
     return preflight.check(
         settings,
         training,
         config.out,
-        lambda size: load_of(config.task, settings, size, config.num_negatives_of_task),
+        lambda task, size: load_of(config.task, task, size, config.num_negatives_of_task),
         num_workers=num_workers,
+        fewest=fewest,
         workers_here=workers_here,
+        device=device,
     )
 
 
@@ -321,13 +336,10 @@ def _under_torchrun(
     config: FinetuneConfig, settings: TaskSettings, training: TrainingConfig
 ) -> TrainingResult:
     """This process is one of several that torchrun started."""
-    prepare_process(training)
-    dist.init_process_group("nccl" if config.use_gpu else None)
+    join()
     first = dist.get_rank() == 0
     try:
-        if first:
-            prepare(config, settings)
-        dist.barrier()
+        first_alone(lambda: prepare(config, settings))
         task = load_task(config.out / "examples")
         with ExitStack() as stack:
             advance: Advance | None = None
@@ -365,7 +377,8 @@ def main() -> None:
         )
         console.print(f"model: {result.model}", soft_wrap=True)
         console.print(f"page: {config.out / 'report.html'}", soft_wrap=True)
-        console.print(f"curves: tensorboard --logdir {config.out / 'tensorboard'}", soft_wrap=True)
+        for tracker in config.trackers:
+            console.print(f"curves: {where(tracker, config.out)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionrec.bundles.gate import forget_measurements
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.splits import split
 from fusionrec.progress import console
@@ -17,6 +15,7 @@ from fusionrec.training.memory import Estimate
 from fusionrec.training.page import Told, write
 from jobs.distilled import distillation_report
 from jobs.examples import rating_report
+from jobs.installed import install
 
 if TYPE_CHECKING:
     from jobs.finetune import FinetuneConfig
@@ -55,16 +54,6 @@ def use(config: FinetuneConfig, model: Path) -> None:
             for name, errors in predictors.items():
                 told = f"MAE {errors['mae']:.4f}, RMSE {errors['rmse']:.4f}"
                 sys.stdout.write(f"{part}, {name}: {told}\n")
-
-
-def install(model: Path, place: Path) -> None:
-    """Copy ``model`` to ``place``, which is whole at any moment but the one of the two renames."""
-    partial_copy = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial_copy, ignore_errors=True)
-    shutil.copytree(model, partial_copy)
-    shutil.rmtree(place, ignore_errors=True)
-    partial_copy.rename(place)
-    forget_measurements(place.parent)
 
 
 def leave_page(

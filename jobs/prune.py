@@ -38,7 +38,7 @@ from fusionrec.language.rankers import AnyReranker, load_reranker
 from fusionrec.progress import bar, console
 from fusionrec.serving.pipeline import Pipeline
 from jobs.entry import run
-from jobs.finished import install
+from jobs.installed import install
 from jobs.optimise import Served, measure
 
 

@@ -25,9 +25,10 @@ from fusionrec.config import JobConfig, parse
 from fusionrec.language.models import resolve
 from fusionrec.language.precision import Precision
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.engine import prepare_process, train
+from fusionrec.training.engine import train
 from fusionrec.training.objectives.encoder import EncoderTask
 from fusionrec.training.objectives.pretraining import PretrainingTask
+from fusionrec.training.process import prepare_process
 from fusionrec.training.tasks import load_task
 from jobs.entry import run
 

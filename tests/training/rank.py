@@ -17,16 +17,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import AutoModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel, AutoModelForCausalLM
 
 from fusionrec.errors import FusionRecError
 from fusionrec.training import checkpoints, weights
 from fusionrec.training.checkpoints import sha256_of
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.engine import prepare_process, train
+from fusionrec.training.engine import train
+from fusionrec.training.process import prepare_process
 from fusionrec.training.task import shuffled
 from fusionrec.training.tasks import load_task
 from fusionrec.training.weights import build_engine
+
+BUILT: list[int] = []
+"""Elements of the weights that this worker held when it had loaded a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Toy:
     fault: str = "loss"  # of the bad example: its loss is NaN, its gradient is, or it jumps
     tokens: int = 7
     dropout: bool = True
+    decoder: bool = False  # guess each token of a text instead
 
     name = "toy"
     head = ()
@@ -48,9 +54,13 @@ class Toy:
         return {"model": self.model, "num_examples": self.num_examples}
 
     def build_model(self):
+        if self.decoder:
+            return AutoModelForCausalLM.from_pretrained(self.model)
         off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         changed = {} if self.dropout else off
-        return AutoModel.from_pretrained(self.model, add_pooling_layer=False, **changed)
+        model = AutoModel.from_pretrained(self.model, add_pooling_layer=False, **changed)
+        BUILT.append(sum(parameter.numel() for parameter in model.parameters()))
+        return model
 
     def plan(self, batch_size, generator):
         return shuffled(self.num_examples, batch_size, generator)
@@ -68,6 +78,9 @@ class Toy:
         }
 
     def loss(self, model, batch):
+        if self.decoder:
+            logits = model(input_ids=batch["input_ids"]).logits.float()
+            return cross_entropy(logits[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
         # Twice through the model, as the encoder's task does.
         first = model(input_ids=batch["input_ids"]).last_hidden_state[:, 0]
         second = model(input_ids=batch["input_ids"][:, :4]).last_hidden_state[:, 0]
@@ -106,6 +119,7 @@ def run(scenario: dict) -> dict:
     config = TrainingConfig(**scenario["config"])
     directory = Path(scenario["directory"])
     losses, engines, shares = [], [], []
+    BUILT.clear()
 
     def build(*args, **kwargs):
         engines.append(build_engine(*args, **kwargs))
@@ -142,7 +156,7 @@ def run(scenario: dict) -> dict:
         checkpoints.sha256_of = sha256_of
         TrainingConfig.works_in_place = works_in_place
         weights.build_engine = build_engine
-    return found | {"losses": losses, "shares_weights": all(shares)}
+    return found | {"losses": losses, "shares_weights": all(shares), "built": BUILT}
 
 
 def main() -> None:

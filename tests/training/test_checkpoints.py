@@ -93,3 +93,22 @@ def test_the_last_one_is_committed_at_the_end(tmp_path, slow):
             saving.save(step, IDENTITY, partial(write, "shard"))
             slow.set()
     assert committed(saving) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_is_not_kept_in_place_of_a_sound_one(tmp_path, keep):
+    with closing(Checkpoints(tmp_path, keep=keep)) as saving:
+        for step in (4, 12):
+            saving.save(step, IDENTITY, partial(write, "shard"))
+            saving.wait()
+        (tmp_path / "step-00000012" / "deepspeed" / "shard.pt").write_text("other")
+        before = saving.newest()
+        assert (before and before.manifest.step) == (None if keep == 1 else 4)
+        assert (tmp_path / ".step-00000012.passed-over").is_dir()
+        for step in (4, 8):  # as a run that begins anew, or goes on from step 4
+            if before is None or step > 4:
+                saving.save(step, IDENTITY, partial(write, "shard"))
+                saving.wait()
+        assert saving.newest().manifest.step == 8
+    assert committed(saving) == ["step-00000004", "step-00000008"][-keep:]
+    assert not list(tmp_path.glob(".*"))

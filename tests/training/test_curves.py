@@ -16,7 +16,7 @@ def log(directory, start, losses):
     tracker = Curves(directory, start, {})
     for step, loss in enumerate(losses, start + 1):
         tracker.log({"loss": loss}, step)
-    tracker.close()
+    tracker.close(None)
 
 
 def test_what_was_logged_is_read(tmp_path):
@@ -53,7 +53,7 @@ def test_a_step_is_on_the_disk_when_it_is_logged(tmp_path):
     tracker = Curves(tmp_path, 0, {})
     tracker.log({"loss": 1.0}, 1)
     assert json.loads((tmp_path / CURVES).read_text().splitlines()[-1]) == {"step": 1, "loss": 1.0}
-    tracker.close()
+    tracker.close(None)
 
 
 def test_a_run_that_never_began(tmp_path):

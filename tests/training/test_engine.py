@@ -156,6 +156,15 @@ def test_training_lowers_the_loss_and_moves_the_weights(runs, variant, models):
         assert torch.equal(before[name], after[name])
 
 
+def test_zero_3_loads_weights_in_shards(begun, models):
+    """No worker ever holds the model; under the other stages all of them do."""
+    weights = load_file(models["full"] / "model.safetensors")
+    whole = sum(w.numel() for name, w in weights.items() if not name.startswith("pooler"))
+    for method in ("full", "lora"):
+        held = [begun["whole", stage, method]["built"][0] for stage in (1, 2, 3)]
+        assert held == [whole, whole, 0]
+
+
 @pytest.mark.parametrize("method", ["full", "dora"])
 def test_zero_stages_agree(runs, method):
     first, third = runs[1, method][0], runs[3, method][0]
@@ -165,7 +174,21 @@ def test_zero_stages_agree(runs, method):
 @pytest.mark.parametrize("variant", KILLED)
 def test_killed_worker(ended, runs, variant):
     """SIGKILL of one worker near the end; the same command then ends as if it never was."""
-    resumed, (whole, _) = ended["killed", *variant], runs[variant]
+    check_killed(ended["killed", *variant], *runs[variant])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_killed_worker_with_adapters(workers, runs, tiny_encoder, stage):
+    """The same under the other stages; a kill costs two pairs of processes each."""
+    config, directory = configured(workers, stage, "lora"), killed_in(workers, stage, "lora")
+    workers.run(scenario(directory, tiny_encoder, config, kill_at=10), may_die=True)
+    left = max(path.name for path in directory.glob("checkpoints/step-*"))
+    [resumed] = workers.run(scenario(directory, tiny_encoder, config))
+    check_killed(resumed | {"left": left}, *runs[stage, "lora"])
+
+
+def check_killed(resumed, whole, _):
     assert resumed["left"] in ("step-00000004", "step-00000008")
     assert resumed["losses"] == whole["losses"][int(resumed["left"][-2:]) :]
     assert resumed["result"]["seconds"] > 0

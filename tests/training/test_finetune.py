@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import types
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +24,10 @@ from fusionrec.errors import ConfigError, NonFiniteLoss, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
 from fusionrec.serving.pipeline import Pipeline
-from fusionrec.training.config import TrainingConfig
 from fusionrec.training.curves import read
 from fusionrec.training.examples import Examples
 from fusionrec.training.tasks import load_task
-from jobs.finetune import FinetuneConfig, finetune, prepare
+from jobs.finetune import FinetuneConfig, finetune, plan, prepare
 from jobs.finished import use
 from tests.pages.reading import check
 
@@ -133,6 +133,23 @@ def test_defaults_depend_on_the_task(configure):
 
 DEFAULT_BATCH = {"encoder": 64, "reranker": 8, "decoder": 4, "pretraining": 32, "rating": 32}
 DEFAULT_BATCH |= {"distillation": 8, "multi-task": 16}
+
+
+def test_plan_is_about_the_nodes_of_the_cluster(configure, monkeypatch):
+    import ray
+
+    from jobs import cluster
+
+    node = {"Alive": True, "NodeManagerHostname": "gpus", "NodeManagerAddress": "10.0.0.3"}
+    node |= {"Resources": {"CPU": 8.0, "GPU": 4.0, "memory": 6e10, "accelerator_type:H100": 1.0}}
+    monkeypatch.setattr(cluster, "is_given", lambda: True)
+    monkeypatch.setattr(cluster, "start", nullcontext)
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setenv("CXX", "no-such-compiler")  # on this machine nothing is compiled
+    config = configure("encoder", "--num-workers", "2")
+    assert "of the 80.00 GB of a GPU of node 10.0.0.3 (H100)" in plan(config).sentence
+    without = config.model_copy(update={"use_gpu": False})
+    assert "of the CPUs of node 10.0.0.3" in plan(without).sentence
 
 
 def test_reranker_needs_a_pipeline(configure):
@@ -331,41 +348,6 @@ def test_killed_worker_is_started_again(configure, ray_cluster, tmp_path):
     assert broken.weights_sha256 == whole.weights_sha256
 
 
-def test_notice_is_told_once(monkeypatch):
-    import ray.train
-
-    from fusionrec.training import worker
-
-    told = iter([None, None, "first", "first", "second", "second"])
-    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: next(told))
-    noticed = worker.notices()
-    assert [noticed() for _ in range(6)] == [False, False, True, False, True, False]
-
-
-def test_shares_of_cpus(monkeypatch):
-    import ray
-
-    from fusionrec.training.worker import share_of_cpus
-
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
-    assert [share_of_cpus(count) for count in (1, 2, 8)] == [1.0, 0.8, 0.2]
-    shares = [share_of_cpus(count, elastic=True) for count in (1, 2, 8)]
-    assert shares == [1.0, 0.5, 0.125]
-    assert all(count * share // share == count for share in shares for count in range(99))
-
-
-def test_too_few_gpus_for_the_fewest_workers(monkeypatch, tmp_path):
-    import ray
-
-    from fusionrec.training import worker
-
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
-    config = TrainingConfig(accumulation=3)
-    for fewest, flag in ((None, "--num-workers 4"), (2, "--min-workers 2")):
-        with pytest.raises(TrainingError, match=f"^{flag} needs as many GPUs"):
-            worker.fit(lambda: None, config, tmp_path, num_workers=4, min_workers=fewest)
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_reranker_under_ray(configure, pipeline, ray_cluster):
@@ -419,6 +401,7 @@ def test_torchrun(configure, tmp_path):
     config = configure("encoder")
     flags = ["--task", "encoder", "--dataset", str(config.dataset), "--out", str(tmp_path / "run")]
     flags += ["--encoder", config.encoder, "--batch-size", "4", "--num-threads", "1"]
+    flags += ["--no-use-gpu", "--trackers", "tensorboard"]
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "-m", "jobs.finetune", *flags],
@@ -439,4 +422,6 @@ def test_torchrun(configure, tmp_path):
     assert len(found.curves["loss"]) == result["steps"]
     assert found.curves["loss"][-1][1] == result["loss"]
     assert min(size for _, size in found.curves["memory_bytes/worker-1"]) > 0
+    assert done.stdout.count("curves: tensorboard --logdir") == 1
+    assert " of the CPUs of this machine; " in done.stderr
     assert Encoder.load(tmp_path / "run" / "model", device="cpu").dimension == 32

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from fusionrec.training.config import LoraSettings, TrainingConfig
 from fusionrec.training.loads import load_of
@@ -157,8 +164,18 @@ WIDE = {"batch_size": 2, "tokens": 8}
 MEASURED = {f"{stage} full": WIDE | {"zero_stage": stage} for stage in (1, 2, 3)}
 MEASURED |= {
     "lora": WIDE | {"method": "lora"},
+    "bf16": WIDE | {"precision": "bf16"},
     "long": {"batch_size": 32, "tokens": 64},
     "long, layers again": {"batch_size": 256, "tokens": 64, "activation_checkpointing": True},
+}
+TOKENS = {"batch_size": 16, "tokens": 64, "decoder": True}
+# Of one worker, whose optimizer works on the model's own weights.
+ALONE = {
+    "alone": WIDE,
+    "alone, bf16": WIDE | {"precision": "bf16"},
+    "alone, decoder": TOKENS,
+    "alone, decoder, bf16": TOKENS | {"precision": "bf16"},
+    "alone, decoder, lora": TOKENS | {"method": "lora"},
 }
 
 # What libraries make once is in a process's first runs.
@@ -166,34 +183,51 @@ FIRST = {"first": WIDE, "first lora": WIDE | {"method": "lora"}}
 
 
 @pytest.fixture(scope="module")
-def measured(workers, tmp_path_factory):
-    """{variant: (estimated, measured) bytes} of models of some million parameters."""
-    folders = {}
+def folders(tmp_path_factory):
+    """{width, or "decoder": model of some million parameters}."""
+    found = {name: tmp_path_factory.mktemp(f"model-{name}") for name in (512, 192, "decoder")}
     with torch.random.fork_rng():
         for width, layers in ((512, 6), (192, 4)):
-            folders[width] = tmp_path_factory.mktemp(f"model-{width}")
             shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
             shape |= {"intermediate_size": 4 * width, "vocab_size": 1000}
-            BertModel(BertConfig(**shape)).save_pretrained(folders[width])
+            BertModel(BertConfig(**shape)).save_pretrained(found[width])
+        shape = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+        shape |= {"intermediate_size": 1024, "vocab_size": 8000, "num_key_value_heads": 2}
+        LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(found["decoder"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def measured(workers, folders):
+    """{variant: (estimated, measured) bytes}."""
+    return peaks(workers, folders, FIRST | MEASURED, 2) | peaks(workers, folders, FIRST | ALONE, 1)
+
+
+def peaks(workers, folders, variants, count):
     scenarios, estimates = [], []
     common = {"max_steps": 2, "checkpoint_every": 99, "num_threads": 1}
-    for name, settings in (FIRST | MEASURED).items():
-        config = common | {key: value for key, value in settings.items() if key != "tokens"}
-        folder = folders[512 if config["batch_size"] == 2 else 192]
-        task = {"model": str(folder), "num_examples": 1100, "tokens": settings["tokens"]}
-        directory = workers.directory / f"measured {name}"
+    for name, settings in variants.items():
+        toy = {"num_examples": 1100, "tokens": settings["tokens"]}
+        config = {k: v for k, v in (common | settings).items() if k not in ("tokens", "decoder")}
+        if settings.get("decoder"):
+            folder, toy["decoder"] = folders["decoder"], True
+            kind, reads = Architecture.CAUSAL_LM, Reads.TOKENS
+        else:
+            folder = folders[512 if config["batch_size"] == 2 else 192]
+            kind, reads = Architecture.BACKBONE, Reads.HIDDEN
+        directory = workers.directory / f"measured {count} {name}"
+        task = {"model": str(folder)} | toy
         scenarios.append({"task": task, "config": config, "directory": str(directory)})
-        passes = (Pass(config["batch_size"], Reads.HIDDEN),)
-        load = Load(architecture=Architecture.BACKBONE, passes=passes, tokens=settings["tokens"])
-        found = estimate(folder, load, TrainingConfig(**config), num_workers=2)
+        passes = (Pass(config["batch_size"], reads),)
+        load = Load(architecture=kind, passes=passes, tokens=settings["tokens"])
+        found = estimate(folder, load, TrainingConfig(**config), num_workers=count)
         estimates.append(found.peak)
-    answers = workers.run(*scenarios)
-    peaks = [answer["result"]["peak_memory_bytes"] for answer in answers]
-    pairs = zip(estimates, peaks, strict=True)
-    return dict(zip(FIRST | MEASURED, pairs, strict=True))
+    answers = workers.run(*scenarios, count=count)
+    found = [answer["result"]["peak_memory_bytes"] for answer in answers]
+    return dict(zip(variants, zip(estimates, found, strict=True), strict=True))
 
 
-@pytest.mark.parametrize("variant", MEASURED)
+@pytest.mark.parametrize("variant", MEASURED | ALONE)
 def test_estimate_is_within_20_percent_of_the_peak(measured, variant):
     expected, peak = measured[variant]
     assert expected == pytest.approx(peak, rel=0.2)

@@ -3,29 +3,43 @@ import importlib.util
 import shutil
 
 import pytest
-import torch
 from transformers import BertConfig
 
 from fusionrec.errors import ConfigError, ModelError, TrainingError
 from fusionrec.language.precision import Precision
 from fusionrec.training import preflight
 from fusionrec.training.config import LoraSettings, TrainingConfig
+from fusionrec.training.devices import Device
 from fusionrec.training.loads import load_of
 from fusionrec.training.objectives.encoder import EncoderSettings
 from fusionrec.training.preflight import check_shares
 
 
+def device(memory: int | None = 10**12, **other) -> Device:
+    plain = {"kind": "cpu", "name": "the CPUs of this machine", "machine": memory}
+    plain |= {"has_bf16": True, "is_here": True}
+    return Device(**{"memory": memory} | plain | other)
+
+
 @pytest.fixture
 def check(tiny_encoder, tmp_path):
-    def run(settings: dict | None = None, num_workers: int = 1, **training) -> preflight.Plan:
+    def run(
+        settings: dict | None = None,
+        num_workers: int = 1,
+        fewest: int | None = None,
+        on: Device | None = None,
+        **training,
+    ) -> preflight.Plan:
         chosen = EncoderSettings(**{"encoder": str(tiny_encoder)} | (settings or {}))
         return preflight.check(
             chosen,
             TrainingConfig(**training),
             tmp_path / "a" / "b",
-            lambda size: load_of("encoder", chosen, size, 7),
+            lambda task, size: load_of("encoder", task, size, 7),
             num_workers=num_workers,
+            fewest=fewest or num_workers,
             workers_here=num_workers,
+            device=on or device(),
         )
 
     return run
@@ -33,23 +47,28 @@ def check(tiny_encoder, tmp_path):
 
 def test_all_is_well(check):
     plan = check()
-    assert 0 < plan.estimate.peak < plan.available
+    assert 0 < plan.estimate.peak < plan.device.memory
     assert "million parameters are trained" in plan.sentence
+    assert " of the 1000.00 GB of the CPUs of this machine; a checkpoint" in plan.sentence
+
+
+def test_what_is_not_known_is_not_refused(check):
+    plan = check(on=device(None, name="a GPU of a node that is not up yet", kind="cuda"))
+    assert "of the unknown memory of a GPU of a node that is not up yet" in plan.sentence
 
 
 @pytest.mark.parametrize(
-    ("share", "settings", "remedy"),
+    ("share", "remedy"),
     [
-        (0.8, {}, "--activation-checkpointing fits"),
-        (0.15, {}, r"--activation-checkpointing --batch-size \d+ --accumulation \d+ fits"),
-        (0.001, {}, "take a smaller model"),
+        (0.8, ": --activation-checkpointing fits"),
+        (0.15, r": --grad-cache \d+ fits"),
+        (0.001, "take a smaller model"),
     ],
 )
-def test_memory_is_too_small(check, monkeypatch, share, settings, remedy):
-    need = check(batch_size=64, **settings).estimate.peak
-    monkeypatch.setattr(preflight, "_available", lambda _: int(need * share))
+def test_memory_is_too_small(check, share, remedy):
+    need = check(batch_size=64).estimate.peak
     with pytest.raises(TrainingError, match=remedy):
-        check(batch_size=64, **settings)
+        check(batch_size=64, on=device(int(need * share)))
 
 
 def test_sharding_comes_before_smaller_batches(check, monkeypatch, tmp_path):
@@ -59,15 +78,21 @@ def test_sharding_comes_before_smaller_batches(check, monkeypatch, tmp_path):
     (tmp_path / "model.safetensors").touch()
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**15))
-    monkeypatch.setattr(preflight, "_available", lambda _: 10**15)
     large = {"settings": {"encoder": str(tmp_path)}, "num_workers": 8, "batch_size": 2}
     large |= {"activation_checkpointing": True}
     first, third = (check(**large, zero_stage=stage).estimate for stage in (1, 3))
     assert first.parameters == pytest.approx(2.4e9, rel=0.02)
     assert third.peak < first.peak
-    monkeypatch.setattr(preflight, "_available", lambda _: int(1.1 * (first.peak + third.peak) / 2))
+    small = device(int(1.1 * (first.peak + third.peak) / 2))
     with pytest.raises(TrainingError, match=": --zero-stage 3 fits"):
-        check(**large)
+        check(**large, on=small)
+
+
+def test_the_fewest_workers_hold_the_most(check):
+    two, four = check(num_workers=2).estimate, check(num_workers=4).estimate
+    least = check(num_workers=4, fewest=2).estimate
+    assert least.peak > two.peak > four.peak  # with gradients of the batches before
+    assert least == check(num_workers=2, accumulation=2).estimate
 
 
 def test_tracker_is_not_installed(check, monkeypatch):
@@ -86,14 +111,12 @@ def test_too_many_tokens(check):
         check({"max_tokens": 129})
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is compiled for GPUs")
 def test_no_compiler(check, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(TrainingError, match=r"C\+\+ compiler"):
         check()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="nothing is compiled for GPUs")
 def test_no_ninja(check, monkeypatch, tmp_path):
     (tmp_path / "c++").symlink_to(shutil.which("c++"))
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -102,11 +125,16 @@ def test_no_ninja(check, monkeypatch, tmp_path):
         check()
 
 
-def test_disk_is_too_small(check, monkeypatch):
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(TrainingError, match="keep-checkpoints"):
-        check()
+def test_a_cluster_compiles_for_itself(check, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    check(on=device(is_here=False))
+    check(on=device(kind="cuda"))
+
+
+def test_a_finished_run_needs_nothing(check, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "result.json").touch()
+    assert not check(on=device(1000)).fits
 
 
 def test_settings_that_are_ignored(check):
@@ -115,9 +143,8 @@ def test_settings_that_are_ignored(check):
     with pytest.warns(UserWarning, match="nothing to shard"):
         check(zero_stage=3)
     check(zero_stage=3, num_workers=2)
-    if not torch.cuda.is_available():
-        with pytest.warns(UserWarning, match="nothing to move where there is no GPU"):
-            check(offload_optimizer=True)
+    with pytest.warns(UserWarning, match="nothing to move where there is no GPU"):
+        check(offload_optimizer=True)
 
 
 def test_four_bits_need_a_package_and_whole_weights(check, monkeypatch):
@@ -138,20 +165,10 @@ def test_machine_is_too_small_for_what_is_offloaded(check):
     plan = check()
     assert plan.offloaded == ""
     estimate = dataclasses.replace(plan.estimate, peak=10**9, host=10**10)
-    plan = preflight.Plan(estimate, available=12 * 10**8, machine=12 * 10**9)
+    plan = preflight.Plan(estimate, device(12 * 10**8, machine=12 * 10**9))
     assert plan.fits
-    assert ", and offloads 10.00 GB of the machine's 12.00 GB; a checkpoint" in plan.sentence
-    assert not dataclasses.replace(plan, machine=10**10).fits
-
-
-def test_offloading_comes_before_smaller_batches(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    config = TrainingConfig(batch_size=2, activation_checkpointing=True)
-    flags = [flags for flags, _ in preflight._nearer(config, num_workers=1)]
-    assert flags.index("--offload-optimizer") == 0
-    assert flags.index("--batch-size 1 --accumulation 2") < flags.index(
-        "--offload-optimizer --batch-size 1 --accumulation 2"
-    )
+    assert ", and offloads 10.00 GB of its machine's 12.00 GB; a checkpoint" in plan.sentence
+    assert not preflight.Plan(estimate, device(12 * 10**8, machine=10**10)).fits
 
 
 def test_a_tower_would_be_lost(check, tiny_encoder, tmp_path):
@@ -172,8 +189,9 @@ def test_every_number_of_workers_shares_the_batches_of_a_step():
         check_shares(3, 2, 1)
 
 
-def test_bf16_without_hardware(check, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+def test_bf16_without_hardware(check):
     with pytest.raises(ConfigError, match="--precision fp32"):
-        check(precision=Precision.BF16)
+        check(precision=Precision.BF16, on=device(kind="cuda", has_bf16=False))
+    with pytest.warns(UserWarning, match="neither AMX nor AVX-512 BF16"):
+        check(precision=Precision.BF16, on=device(has_bf16=False))
+    check(precision=Precision.BF16)

@@ -1,6 +1,9 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
+from fusionrec.errors import NonFiniteLoss, Preempted
 from fusionrec.training import tracking
 from fusionrec.training.config import TrackerName, TrainingConfig
 from fusionrec.training.memory import PeakMemory
@@ -43,7 +46,7 @@ class Broken:
     def log(self, *_):
         raise ConnectionError("server is down")
 
-    def close(self):
+    def close(self, _):
         raise AssertionError("was dropped before")
 
 
@@ -69,6 +72,38 @@ def test_mlflow(meter, tmp_path, monkeypatch):
     history = [(m.step, m.value) for m in client.get_metric_history(run, "loss")]
     assert history == [(1, 0.0), (2, 1.0), (3, 2.0), (4, 3.0)]
     assert client.get_run(run).data.params["training.seed"] == "3"
+    assert client.get_run(run).info.status == "FINISHED"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("error", "status"), [(NonFiniteLoss, "FAILED"), (Preempted, "KILLED"), (None, "FINISHED")]
+)
+def test_how_a_run_ended(meter, tmp_path, monkeypatch, error, status):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(error) if error else nullcontext(), meter(TrackerName.MLFLOW):
+        run = client.get_run((tmp_path / "mlflow-run").read_text()).info
+        assert run.status == "RUNNING"
+        if error is not None:
+            raise error("told")
+    assert client.get_run(run.run_id).info.status == status
+    with meter(TrackerName.MLFLOW):  # resumed
+        assert client.get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_where_curves_are(tmp_path, monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    look = [tracking.where(tracker, tmp_path) for tracker in TrackerName]
+    assert look == [
+        f"tensorboard --logdir {tmp_path}/tensorboard",
+        f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db",
+        f"wandb sync {tmp_path}/wandb/offline-run-*",
+    ]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://curves")
+    assert tracking.where(TrackerName.MLFLOW, tmp_path) == "http://curves"
 
 
 @pytest.mark.filterwarnings("ignore")

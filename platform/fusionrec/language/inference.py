@@ -160,7 +160,7 @@ def inference(model: Any, precision: Precision) -> Iterator[None]:
         model.eval()
     kind = model.device.type
     auto = precision is Precision.AUTO
-    half = auto and kind == "cuda" and torch.cuda.is_bf16_supported()
+    half = auto and kind == "cuda" and has_bf16(model.device)
     try:
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=half):
             yield

@@ -7,9 +7,11 @@
                                            after their hashes were checked
     DIR/step-00000050/rank-00000.safetensors  random states of each worker, loss and time so far
     DIR/.step-00000100                     being written, or left by a crash: never read
+    DIR/.step-00000100.passed-over         damaged; removed once a sound one is committed
 
 The newest committed checkpoint is found by looking, not by a pointer that a crash could leave
-behind. One with a truncated, flipped, missing or surplus file is passed over for the one before.
+behind. One with a truncated, flipped, missing or surplus file is passed over for the one before,
+and loses its name, or it would be kept in place of a sound one.
 A worker that cannot write, because its disk is full, makes all of them give the checkpoint up.
 
 Training waits only until the shards are written. A thread then waits for the disk, hashes (about a
@@ -40,6 +42,7 @@ from fusionrec.errors import CheckpointNotWritten
 from fusionrec.progress import console
 
 MANIFEST = "manifest.json"
+_PASSED_OVER = ".passed-over"
 
 
 class FileRecord(Config):
@@ -227,6 +230,7 @@ class Checkpoints:
                 return Checkpoint(self.directory / name, manifest)
             if self._rank == 0:
                 console.print(f"checkpoint {name} is passed over: {reasons[0]}", highlight=False)
+                (self.directory / name).rename(self.directory / f".{name}{_PASSED_OVER}")
         return None
 
     def _share(self, paths: Iterable[str]) -> list[str]:
@@ -246,10 +250,10 @@ class Checkpoints:
             json.dump(stored, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        self._clear(final)  # a corrupt one of the same step, passed over when the run resumed
         partial.rename(final)
         _sync(self.directory)
-        for old in sorted(self.directory.glob("step-*"))[: -self._keep]:
+        passed_over = self.directory.glob(f".step-*{_PASSED_OVER}")
+        for old in (*sorted(self.directory.glob("step-*"))[: -self._keep], *passed_over):
             self._clear(old)
 
     def _inspect(self, directory: Path) -> tuple[str | None, Manifest | None]:

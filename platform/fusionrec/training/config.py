@@ -12,6 +12,9 @@ from fusionrec.config import Config
 from fusionrec.language.precision import Precision
 from fusionrec.space import Range
 
+RESULT = "result.json"
+"""In a run's directory, once the run is finished."""
+
 
 class Method(StrEnum):
     """Which weights are trained."""

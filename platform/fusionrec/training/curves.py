@@ -50,7 +50,7 @@ class Curves:
         """See :class:`~fusionrec.training.tracking.Tracker`."""
         self._file.write(f"{json.dumps({'step': step} | dict(values))}\n")
 
-    def close(self) -> None:
+    def close(self, _: BaseException | None) -> None:
         """See :class:`~fusionrec.training.tracking.Tracker`."""
         self._file.close()
 

@@ -20,9 +20,7 @@ Costs: the first run on a machine compiles an operator (35–100 s, needs g++ an
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -44,9 +42,10 @@ from fusionrec.training.checkpoints import (
     restore_random_states,
     sha256_of,
 )
-from fusionrec.training.config import TrainingConfig
+from fusionrec.training.config import RESULT, TrainingConfig
 from fusionrec.training.faults import StopSignal, Watch
 from fusionrec.training.memory import PeakMemory
+from fusionrec.training.process import prepare_process
 from fusionrec.training.task import Batch, Refreshed, Task
 from fusionrec.training.tracking import Meter, Report, count_tokens, flat, of_all
 
@@ -121,25 +120,12 @@ def finished(
     Raises:
         TrainingError: it holds the result of another one.
     """
-    path = directory / "result.json"
+    path = directory / RESULT
     if not path.exists():
         return None
     result = TrainingResult.model_validate_json(path.read_bytes())
     _refuse_difference(directory, result.identity, _identity(task, config, world_size))
     return result
-
-
-def prepare_process(config: TrainingConfig) -> None:
-    """What must be so before DeepSpeed is imported: accelerator, build folder, threads."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if sys.prefix != sys.base_prefix:
-        # DeepSpeed builds its operator against the environment's own torch. In the shared default
-        # folder two environments would build it over each other, again and again.
-        os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
-    local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    # A Ray worker with a fraction of a CPU has OMP_NUM_THREADS=1, so the number is always set.
-    torch.set_num_threads(config.num_threads or max(1, (os.cpu_count() or 1) // local))
 
 
 class _Done(NamedTuple):
@@ -224,7 +210,8 @@ class _Run:
                     )
             self.checkpoints.wait()
             seconds = time.perf_counter() - began
-        return self._finish(engine, loss, seconds, max(of_all(memory.bytes())))
+            # Inside of the block: a tracker is told of what fails here, too.
+            return self._finish(engine, loss, seconds, max(of_all(memory.bytes())))
 
     def _order(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self._config.seed, epoch])
@@ -344,7 +331,7 @@ class _Run:
         if self._adapts and self._rank == 0:
             weights.save_tensors(weights.trained(engine, full), adapter)
         examples = self._config.batch_size * self._config.accumulation * self._world * self._total
-        path = self._directory / "result.json"
+        path = self._directory / RESULT
         engine.destroy()
         if self._rank == 0:
             model = weights.merged(full, self._task, self._config)

@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fusionrec.language.models import load_pretrained
 from fusionrec.training import quantization
 from fusionrec.training.config import Method, TrainingConfig
+from fusionrec.training.devices import Device, of_this_machine
 from fusionrec.training.vocabulary import causal_loss, guesses
 from fusionrec.training.weights import checkpoint_activations, use_bf16, with_adapters
 
@@ -169,7 +171,14 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: int) -> Estimate:
+def estimate(
+    folder: Path,
+    load: Load,
+    config: TrainingConfig,
+    *,
+    num_workers: int,
+    device: Device | None = None,
+) -> Estimate:
     """Memory of one of ``num_workers`` workers that train the model of ``folder``.
 
     Args:
@@ -177,17 +186,41 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
         load: The largest batch.
         config: Of the engine.
         num_workers: That share what ZeRO shards.
+        device: Of a worker; by default this machine's.
 
     Raises:
         ModelError: the architecture is not known.
         ConfigError: it cannot compute its layers again, or not in 4 bits, and is told to.
     """
-    half = use_bf16(config.precision)
+    device = device or of_this_machine(1)
+    on_gpu = device.kind == "cuda"
+    bf16 = use_bf16(config.precision, on_gpu=on_gpu, has=device.has_bf16)
+    traced = _traced(
+        folder,
+        (folder / "config.json").read_bytes(),
+        load,
+        TrainingConfig(
+            method=config.method,
+            lora=config.lora,
+            activation_checkpointing=config.activation_checkpointing,
+        ),
+        torch.bfloat16 if bf16 else torch.float32,
+        # torch goes no backward pass through fake tensors of a device that it has no driver of.
+        device.kind if torch.cuda.is_available() else "cpu",
+    )
+    if not on_gpu and not config.is_sparing:
+        traced = traced._replace(peak=round(traced.peak * _KEPT))
+    return _with_states(traced, config, bf16=bf16, shards=num_workers, device=device.kind)
+
+
+@lru_cache(maxsize=128)
+def _traced(
+    folder: Path, _: bytes, load: Load, config: TrainingConfig, dtype: torch.dtype, device: str
+) -> _Traced:
+    """What passes through the model take; the content of its config is a part of the key."""
     described = load_pretrained(transformers.AutoConfig.from_pretrained, folder)
     if load.architecture is Architecture.CLASSIFIER:
         described.num_labels = 1
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if half else torch.float32
     with FakeTensorMode(), torch.device(device), _made_in(dtype):
         kind: Any = getattr(transformers, load.architecture)
         models = [
@@ -203,9 +236,7 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
         layers = quantization.adapted_layers(model) if config.method is Method.QLORA else []
         packed = [layer.get_base_layer().weight.numel() for layer in layers]
         forward, peak = _trace(model, load)
-        if device == "cpu" and not config.is_sparing:
-            peak = round(peak * _KEPT)
-        traced = _Traced(
+        return _Traced(
             sum(count for count, _ in counts),
             sum(count for count, on in counts if on),
             max(count for count, on in counts if on),
@@ -214,7 +245,6 @@ def estimate(folder: Path, load: Load, config: TrainingConfig, *, num_workers: i
             packed=sum(packed),
             written=max(packed, default=0),
         )
-    return _with_states(traced, config, bf16=half, shards=num_workers, device=device)
 
 
 def _with_states(

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import sys
 from pathlib import Path
+
+
+def find_tools() -> None:
+    """Have ``ninja`` found where this Python's environment has it.
+
+    A console script of the environment is not on PATH where its Python was called by path.
+    """
+    tools, known = str(Path(sys.executable).parent), os.environ.get("PATH", "")
+    if tools not in known.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join((tools, known))
 
 
 def load_operator() -> None:

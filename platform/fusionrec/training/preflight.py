@@ -12,29 +12,26 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import torch
+from typing import TypeAlias
 
 from fusionrec.errors import ConfigError, ModelError, TrainingError
 from fusionrec.language.models import resolve
 from fusionrec.language.precision import Precision
-from fusionrec.training import quantization
-from fusionrec.training.config import Method, TrackerName, TrainingConfig
+from fusionrec.training import operators, quantization, room
+from fusionrec.training.config import RESULT, Method, TrackerName, TrainingConfig
+from fusionrec.training.devices import Device
 from fusionrec.training.memory import Estimate, Load, estimate
+from fusionrec.training.nearest import Setting, nearest
 from fusionrec.training.objectives.settings import refuse_two_towers
 from fusionrec.training.tasks import TaskSettings
 
-LoadOf: TypeAlias = Callable[[int], Load]
-"""What a backward pass goes through, by batch size."""
+LoadOf: TypeAlias = Callable[[TaskSettings, int], Load]
+"""What a backward pass goes through, by settings and batch size."""
 
-_LIBRARIES = 700_000_000
-"""About the bytes of a process that has imported torch, DeepSpeed and transformers."""
 _SPARE = 1.1
 """An allocator takes a little more than what is used at once."""
 _PACKAGES = {TrackerName.MLFLOW: "mlflow", TrackerName.WANDB: "wandb"}
@@ -46,10 +43,8 @@ class Plan:
 
     estimate: Estimate
     """Of one worker."""
-    available: int
-    """Bytes that a worker can have: of its GPU, or its part of this machine's memory."""
-    machine: int
-    """Its part of this machine's memory, for what is offloaded from a GPU."""
+    device: Device
+    """Of the one that has the least."""
 
     @property
     def sentence(self) -> str:
@@ -60,21 +55,29 @@ class Plan:
         listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
         return (
             f"{e.trained / 1e6:,.1f} of {e.parameters / 1e6:,.1f} million parameters are trained; "
-            f"a worker takes up to {_gb(e.peak)} of {_gb(self.available)} ({listed})"
+            f"a worker takes up to {_gb(e.peak)} ({listed}) of {self.has}"
             f"{self.offloaded}; a checkpoint takes {_gb(e.checkpoint)}"
         )
 
     @property
+    def has(self) -> str:
+        """The part of a sentence that tells what memory a worker can have, and whose."""
+        free = self.device.memory
+        return f"the {'unknown memory' if free is None else _gb(free)} of {self.device.name}"
+
+    @property
     def offloaded(self) -> str:
         """The part of a sentence that tells of what leaves the GPU; empty where nothing does."""
-        host, free = self.estimate.host, self.machine
-        return f", and offloads {_gb(host)} of the machine's {_gb(free)}" if host else ""
+        host, free = self.estimate.host, self.device.machine
+        known = "memory" if free is None else _gb(free)
+        return f", and offloads {_gb(host)} of its machine's {known}" if host else ""
 
     @property
     def fits(self) -> bool:
-        """Whether a worker can have it."""
-        taken = ((self.estimate.peak, self.available), (self.estimate.host, self.machine))
-        return all(need * _SPARE <= free for need, free in taken)
+        """Whether a worker can have it, as far as is known."""
+        e, device = self.estimate, self.device
+        taken = ((e.peak, device.memory), (e.host, device.machine))
+        return all(free is None or need * _SPARE <= free for need, free in taken)
 
 
 def check(
@@ -84,48 +87,64 @@ def check(
     load_of: LoadOf,
     *,
     num_workers: int,
+    fewest: int,
     workers_here: int,
+    device: Device,
 ) -> Plan:
-    """Look at this machine and these settings; read no weights.
+    """Look at a worker's device and these settings; read no weights.
 
     Args:
         settings: Of the task.
         config: Of the engine.
         directory: Of the run.
         load_of: See :func:`fusionrec.training.loads.load_of`.
-        num_workers: In all.
-        workers_here: Of these, how many share this machine's memory.
+        num_workers: In all, at most.
+        fewest: In all, at least: they hold the most, and take the batches of the others.
+        workers_here: Of all, how many are on this machine, where it is known.
+        device: Of the worker that has the least.
 
     Raises:
         ConfigError: settings contradict each other, the model, or what is installed.
         ModelError: the model is not there or not usable.
         TrainingError: a compiler or ninja is missing, or memory or the disk are too small.
     """
-    _settings(config, num_workers)
+    _settings(config, fewest, device)
     folder = resolve(settings.encoder, settings.revision)
     _positions(folder, settings)
     refuse_two_towers(settings)
-    _build_tools()
-    available, machine = _available(workers_here), _machine(workers_here)
+    finished = (directory / RESULT).exists()  # it will not be run again, and takes nothing
+    if not finished and device.is_here and device.kind == "cpu":
+        _build_tools()
 
-    def planned(chosen: TrainingConfig) -> Plan:
-        load = load_of(chosen.batch_size)
-        found = estimate(folder, load, chosen, num_workers=num_workers)
-        return Plan(found, available, machine)
+    def planned(task: TaskSettings, training: TrainingConfig) -> Plan:
+        load = load_of(task, training.batch_size)
+        share = training.accumulation * num_workers // fewest
+        training = training.model_copy(update={"accumulation": share})
+        found = estimate(folder, load, training, num_workers=fewest, device=device)
+        return Plan(found, device)
 
-    plan = planned(config)
-    need = plan.estimate
-    _disk(need, config, directory)
+    def fits(task: TaskSettings, training: TrainingConfig) -> bool:
+        try:
+            return planned(task, training).fits
+        except ConfigError:  # what the architecture cannot do is no remedy
+            return False
+
+    plan = planned(settings, config)
+    if finished:
+        return plan
+    share = workers_here / num_workers if device.is_here else 0.0
+    room.check(plan.estimate, config, directory, share_here=share)
     if not plan.fits:
+        on_gpu = device.kind == "cuda"
+        found = nearest(Setting(settings, config), fits, num_workers=fewest, on_gpu=on_gpu)
         remedy = "take a smaller model, or a machine with more"
-        for flags, other in _nearer(config, num_workers):
-            found = planned(other)
-            if found.fits:
-                remedy = f"{flags} fits ({_gb(found.estimate.peak)})"
-                break
+        if found is not None:
+            need = planned(found.task, found.training).estimate.peak
+            remedy = f"{' '.join(found.flags)} fits ({_gb(need)})"
+        e = plan.estimate
         raise TrainingError(
-            f"a worker needs about {_gb(need.peak)} of memory, {_gb(need.activations)} of it for "
-            f"the activations of its batch, and can have {_gb(available)}{plan.offloaded}: {remedy}"
+            f"a worker needs about {_gb(e.peak)} of memory, {_gb(e.activations)} of it for "
+            f"the activations of its batch, and can have {plan.has}{plan.offloaded}: {remedy}"
         )
     return plan
 
@@ -151,68 +170,18 @@ def check_shares(fewest: int, num_workers: int, accumulation: int) -> None:
         )
 
 
-def _nearer(config: TrainingConfig, num_workers: int) -> Iterator[tuple[str, TrainingConfig]]:
-    """Settings that take less, those first that change the result least, and their flags."""
-    flags, changed = "", config
-    if not config.activation_checkpointing:
-        flags += " --activation-checkpointing"
-        changed = changed.model_copy(update={"activation_checkpointing": True})
-        yield flags.strip(), changed
-    highest = 2 if config.method is Method.QLORA else 3
-    for stage in range(config.zero_stage + 1, highest + 1 if num_workers > 1 else 0):
-        changed = changed.model_copy(update={"zero_stage": stage})
-        yield f"{flags} --zero-stage {stage}".strip(), changed
-    if changed.zero_stage != config.zero_stage:
-        flags += f" --zero-stage {changed.zero_stage}"
-    others: list[tuple[str, dict[str, Any]]] = [("", {})]
-    if torch.cuda.is_available() and not config.offload_optimizer:
-        others.append((" --offload-optimizer", {"offload_optimizer": True}))
-        yield f"{flags} --offload-optimizer".strip(), changed.model_copy(update=others[-1][1])
-    if config.method not in (Method.LORA, Method.QLORA):
-        others.append((" --method lora", {"method": Method.LORA}))
-    for flag, setting in others:
-        size, times = config.batch_size, config.accumulation
-        while size >= 1:
-            update = {"batch_size": size, "accumulation": times} | setting
-            smaller = f" --batch-size {size} --accumulation {times}"
-            yield (
-                (flags + flag + (smaller if size < config.batch_size else "")).strip(),
-                changed.model_copy(update=update),
+def _settings(config: TrainingConfig, num_workers: int, device: Device) -> None:
+    cuda = device.kind == "cuda"
+    if config.precision is Precision.BF16 and not device.has_bf16:
+        if cuda:
+            raise ConfigError(
+                f"setting precision = bf16 is wrong: {device.name} has no instructions for it; set "
+                "--precision fp32"
             )
-            size, times = size // 2, times * 2
-
-
-def _available(workers_here: int) -> int:
-    """Bytes that a worker can have: free on the GPU, or its part of what is free in memory."""
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        return free
-    return _machine(workers_here)
-
-
-def _machine(workers_here: int) -> int:
-    """A worker's part of what is free of this machine's memory."""
-    known = Path("/proc/meminfo")
-    if known.is_file():
-        lines = known.read_text(encoding="ascii").splitlines()
-        [line] = [line for line in lines if line.startswith("MemAvailable:")]
-        free = int(line.split()[1]) * 1024
-    else:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup")  # the container's own limit
-    if (group / "memory.max").is_file():
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            used = int((group / "memory.current").read_text(encoding="ascii"))
-            free = min(free, int(limit) - used)
-    return max(0, free // workers_here - _LIBRARIES)
-
-
-def _settings(config: TrainingConfig, num_workers: int) -> None:
-    cuda = torch.cuda.is_available()
-    if config.precision is Precision.BF16 and cuda and not torch.cuda.is_bf16_supported():
-        raise ConfigError(
-            "setting precision = bf16 is wrong: this GPU has no bfloat16; set --precision fp32"
+        warnings.warn(
+            f"--precision bf16 is only emulated here: {device.name} have neither AMX nor AVX-512 "
+            "BF16; leave it out",
+            stacklevel=3,
         )
     if "lora" in config.model_fields_set and config.method is Method.FULL:
         warnings.warn("--lora.* is ignored by --method full: set --method lora", stacklevel=3)
@@ -259,12 +228,7 @@ def _positions(folder: Path, settings: TaskSettings) -> None:
 
 def _build_tools() -> None:
     """DeepSpeed compiles a shared-memory operator for CPUs; on GPUs nothing is compiled."""
-    if torch.cuda.is_available():
-        return
-    # A console script of the environment is not on PATH where its Python was called by path.
-    tools = str(Path(sys.executable).parent)
-    if tools not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join((tools, os.environ.get("PATH", "")))
+    operators.find_tools()
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise TrainingError(
@@ -277,21 +241,6 @@ def _build_tools() -> None:
         raise TrainingError(
             "DeepSpeed needs ninja and it is not found: pip install ninja"
         ) from error
-
-
-def _disk(need: Estimate, config: TrainingConfig, directory: Path) -> None:
-    """Room for the checkpoints that are kept, one that is being written, and the result twice."""
-    result = 4 * need.parameters
-    needed = (config.keep_checkpoints + 1) * need.checkpoint + 2 * result
-    place = directory.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise TrainingError(
-            f"{directory} needs about {_gb(needed)} for checkpoints and {place} has "
-            f"{_gb(free)} free: free some, set another --out or --keep-checkpoints 1"
-        )
 
 
 def _gb(size: int) -> str:

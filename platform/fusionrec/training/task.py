@@ -29,7 +29,10 @@ class Task(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON that names model, examples and settings: a run resumes only with the same one."""
+        """JSON that names model, examples and settings: a run resumes only with the same one.
+
+        The weights are hashed for it, once.
+        """
         ...
 
     @property

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from pydantic import ConfigDict
 
 from fusionrec.config import Config
+from fusionrec.errors import Preempted
 from fusionrec.progress import console
 from fusionrec.training.config import TrackerName, TrainingConfig
 from fusionrec.training.curves import CURVES, Curves
@@ -73,8 +74,8 @@ class Tracker(Protocol):
         """Keep the numbers of one step."""
         ...
 
-    def close(self) -> None:
-        """Write what is not written yet."""
+    def close(self, error: BaseException | None) -> None:
+        """Write what is not written yet, and how the run ended: ``error`` is what ended it."""
         ...
 
 
@@ -94,7 +95,7 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, _: BaseException | None) -> None:
         """See :class:`Tracker`."""
         self._writer.close()
 
@@ -125,6 +126,7 @@ class MLflow:
             self._client.log_batch(run, params=params)
             known.write_text(run, encoding="utf-8")
         self._run = known.read_text(encoding="utf-8")
+        self._client.update_run(self._run, status="RUNNING")  # again, where it was resumed
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See :class:`Tracker`."""
@@ -132,9 +134,11 @@ class MLflow:
         metrics = [self._metric(name, value, now, step) for name, value in values.items()]
         self._client.log_batch(self._run, metrics=metrics)
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None) -> None:
         """See :class:`Tracker`."""
-        self._client.set_terminated(self._run)
+        killed = isinstance(error, Preempted | KeyboardInterrupt)
+        ended = "KILLED" if killed else "FAILED"
+        self._client.set_terminated(self._run, "FINISHED" if error is None else ended)
 
 
 class WeightsAndBiases:
@@ -160,9 +164,9 @@ class WeightsAndBiases:
         """See :class:`Tracker`."""
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
+    def close(self, error: BaseException | None) -> None:
         """See :class:`Tracker`."""
-        self._run.finish()
+        self._run.finish(exit_code=int(error is not None))
 
 
 MEMORY = "memory_bytes/worker-"
@@ -178,6 +182,19 @@ def _kinds(
     chosen: Sequence[TrackerName],
 ) -> dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]:
     return {CURVES: Curves} | {name: _KINDS[name] for name in chosen}
+
+
+def where(tracker: TrackerName, directory: Path) -> str:
+    """How the curves of the run in ``directory`` are looked at."""
+    if tracker is TrackerName.TENSORBOARD:
+        return f"tensorboard --logdir {directory / 'tensorboard'}"
+    if tracker is TrackerName.MLFLOW:
+        local = f"sqlite:///{(directory / 'mlflow.db').resolve()}"
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        return server or f"mlflow ui --backend-store-uri {local}"
+    if os.environ.get("WANDB_MODE", "offline") == "offline":
+        return f"wandb sync {directory / 'wandb'}/offline-run-*"
+    return "the project fusionrec of Weights & Biases"
 
 
 class Meter:
@@ -214,7 +231,7 @@ class Meter:
         traceback: TracebackType | None,
     ) -> None:
         for name, tracker in list(self._trackers.items()):
-            self._try(name, tracker.close)
+            self._try(name, partial(tracker.close, error))
 
     def step(
         self,

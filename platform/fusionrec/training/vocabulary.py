@@ -67,7 +67,7 @@ def causal_loss(model: torch.nn.Module, inputs: Batch, labels: Tensor) -> Tensor
     size = max(1, _PIECE // whole.config.vocab_size)
     if len(states) <= size:
         return _sum(head, states, labels) / count
-    pieces = zip(states.split(size), labels.split(size), strict=True)
+    pieces = zip(torch.split(states, size), torch.split(labels, size), strict=True)
     # Under ZeRO-3 a weight is whole in one pass and a shard in the other: shapes differ.
     losses = [
         checkpoint(_sum, head, *piece, use_reentrant=False, determinism_check="none")

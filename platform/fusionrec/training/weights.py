@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from fusionrec.allocator import return_memory
 from fusionrec.errors import ConfigError
+from fusionrec.language.inference import has_bf16
 from fusionrec.language.precision import Precision
 from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.lone import work_in_place
@@ -30,11 +31,9 @@ from fusionrec.training.task import Batch, Task
 SHARDS = "deepspeed"
 
 
-def use_bf16(precision: Precision) -> bool:
-    """Whether to compute in bfloat16 here."""
-    if precision is Precision.AUTO:
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return precision is Precision.BF16
+def use_bf16(precision: Precision, *, on_gpu: bool, has: bool) -> bool:
+    """Whether to compute in bfloat16 on a device that ``has`` instructions for it or not."""
+    return precision is Precision.BF16 or (precision is Precision.AUTO and on_gpu and has)
 
 
 class _LossModule(torch.nn.Module):
@@ -70,12 +69,14 @@ def build_engine(
     """
     # DeepSpeed takes seconds to import, and reads DS_ACCELERATOR while it does.
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     load_operator()
     # Before any model is built: ZeRO-3 partitions it then, and must know the group.
     deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-    bf16 = use_bf16(config.precision)
+    device = torch.device(get_accelerator().current_device_name())
+    bf16 = use_bf16(config.precision, on_gpu=device.type == "cuda", has=has_bf16(device))
     settings = config.deepspeed(world_size, bf16=bf16, universal=universal)
     # Alive while the model is loaded: without it every rank would hold all of a ZeRO-3 model.
     partition: Any = HfDeepSpeedConfig  # not typed
@@ -88,7 +89,6 @@ def build_engine(
         checkpoint_activations(model)
     model = with_adapters(model, task, config)
     if config.method is Method.QLORA:
-        device = torch.device(deepspeed.accelerator.get_accelerator().current_device_name())
         quantize(model, device, torch.bfloat16 if bf16 else torch.float32)
     del partitioning
     module = _LossModule(model, task)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ import ray.train.torch
 from fusionrec import errors
 from fusionrec.progress import bar
 from fusionrec.training.config import TrainingConfig
+from fusionrec.training.devices import hide_gpus
 from fusionrec.training.engine import TrainingResult, finished, train
 from fusionrec.training.preflight import check_shares
 from fusionrec.training.task import Task
@@ -35,11 +36,18 @@ _PASSED_ON = (
     "TORCH_EXTENSIONS_DIR",
     "HF_HUB_OFFLINE",
     "HF_HOME",
-    "PATH",
     "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
     "WANDB_MODE",
+    "WANDB_API_KEY",
+    "WANDB_BASE_URL",
+    "WANDB_ENTITY",
 )
 """Environment variables of the driver that decide what a worker finds."""
+_NETWORK = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""The same, read when the group is formed, which Ray does before it runs our loop."""
 
 
 def fit(
@@ -91,24 +99,34 @@ def fit(
     workers: Any = num_workers if fewest == num_workers else (fewest, num_workers)
     progress = directory / "progress.json"
     progress.unlink(missing_ok=True)
+    environment = told(_PASSED_ON)
+
+    def loop(settings: dict[str, Any]) -> dict[str, Any]:
+        # Not one of the settings, which Ray shows on its dashboard: there are keys among it.
+        os.environ.update(environment)
+        if not use_gpu:
+            hide_gpus()
+        return _loop(settings)
+
+    run_config: Any = ray.train.RunConfig  # a type checker takes it for that of Ray Train 1
     trainer: Any = ray.train.torch.TorchTrainer(
-        cast("Callable[[dict[str, Any]], None]", _loop),
+        cast("Callable[[dict[str, Any]], None]", loop),
         train_loop_config={
             "make_task": make_task,
             "config": config.model_dump(mode="json"),
             "batches": num_workers * config.accumulation,
             "directory": str(directory),
-            "environment": {k: os.environ[k] for k in _PASSED_ON if k in os.environ},
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
-        run_config=ray.train.RunConfig(
+        run_config=run_config(
             name="ray",
             storage_path=str(directory),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
+            worker_runtime_env={"env_vars": network} if (network := told(_NETWORK)) else None,
         ),
     )
     try:
@@ -125,6 +143,11 @@ def fit(
         kind: type[errors.FusionRecError] = getattr(errors, answer["error"])
         raise kind(answer["message"])
     return TrainingResult.model_validate(answer["result"])
+
+
+def told(names: Iterable[str]) -> dict[str, str]:
+    """Those of the environment variables ``names`` that are set here."""
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def share_of_cpus(num_workers: int, *, elastic: bool = False) -> float:
@@ -153,7 +176,6 @@ def notices() -> Callable[[], bool]:
 
 def _loop(settings: dict[str, Any]) -> dict[str, Any]:
     """What every worker runs; the return value of rank 0 reaches the driver."""
-    os.environ.update(settings["environment"])
     progress = Path(settings["directory"]) / "progress.json"
     context = ray.train.get_context()
     first = context.get_world_rank() == 0

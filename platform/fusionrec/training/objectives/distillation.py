@@ -12,6 +12,7 @@ Shape legend: B examples of a batch, M negatives, C = 1 + M candidates, P â‰¤ BÂ
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ class DistillationTask:
             self._student = RerankerTask(RerankerSettings(**shared), catalogue, examples)
         self.head: tuple[str, ...] = HEAD if settings.student == "reranker" else ()
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """See :class:`~fusionrec.training.task.Task`."""
         return identity(self.name, self._settings, self._examples.fingerprint)

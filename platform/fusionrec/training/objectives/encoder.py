@@ -89,6 +89,11 @@ class EncoderSettings(HistorySettings):
     mine_from: int = Field(50, ge=1)
     """Mined negatives are drawn from so many unseen items nearest to the history."""
 
+    @property
+    def compares_batch(self) -> bool:
+        """The others' items are its negatives."""
+        return True
+
 
 class EncoderTask:
     """See the module."""
@@ -100,7 +105,7 @@ class EncoderTask:
         self._settings, self._catalogue, self._examples = settings, catalogue, examples
         self._mined: CodeArray = np.empty((len(examples), 0), dtype=np.int32)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """See :class:`~fusionrec.training.task.Task`."""
         return identity(self.name, self._settings, self._examples.fingerprint)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,7 +49,7 @@ class Part(StrEnum):
     DISTILLATION = "distillation"
 
 
-class MultiTaskSettings(  # type: ignore[misc]
+class MultiTaskSettings(
     EncoderSettings,
     RerankerSettings,
     DecoderSettings,
@@ -91,6 +92,11 @@ class MultiTaskSettings(  # type: ignore[misc]
         """What the chosen objectives read, and how they are combined."""
         own = MultiTaskSettings.__annotations__
         return frozenset(own).union(*(self.of(part).read for part in self.objectives))
+
+    @property
+    def compares_batch(self) -> bool:
+        """Where the encoder's objective is among them."""
+        return Part.ENCODER in self.objectives
 
     def of(self, part: Part) -> TaskSettings:
         """The settings of one objective."""
@@ -155,7 +161,7 @@ class MultiTask:
         self._refreshed = [task for task in self._tasks if isinstance(task, EncoderTask)]
         self.head = tuple({part for task in self._tasks for part in task.head} | {"log_variances"})
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """See :class:`~fusionrec.training.task.Task`."""
         found: dict[str, Any] = {task.name: task.identity for task in self._tasks}

@@ -15,6 +15,7 @@ Shape legend: B examples of a batch, P examples.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class RatingTask:
         self._rest = examples.ratings - examples.expected  # [P]
         self._scale = float(self._rest.std()) or 1.0
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """See :class:`~fusionrec.training.task.Task`."""
         return identity(self.name, self._settings, self._examples.fingerprint)

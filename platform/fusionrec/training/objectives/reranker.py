@@ -10,6 +10,7 @@ Shape legend: B examples of a batch, M negatives, C = 1 + M candidates, P â‰¤ BÂ
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class RerankerTask:
         assert examples.negatives.shape[1] > 0
         self._settings, self._catalogue, self._examples = settings, catalogue, examples
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """See :class:`~fusionrec.training.task.Task`."""
         return identity(self.name, self._settings, self._examples.fingerprint)

@@ -51,6 +51,11 @@ class TaskSettings(Config):
         """Names of the settings that are read."""
         return frozenset(type(self).model_fields)
 
+    @property
+    def compares_batch(self) -> bool:
+        """Whether an example's loss depends on the others of its batch: on the batch's size."""
+        return False
+
 
 class HistorySettings(TaskSettings):
     """What is read of a history."""

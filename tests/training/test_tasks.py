@@ -68,7 +68,10 @@ def test_saved_model_is_loaded_by_the_library(task, tmp_path):
     assert loaded.config.max_tokens == 32
     assert loaded.config.history_items == 2
     with torch.inference_mode():
-        assert torch.equal(logits(task, loaded.model), logits(task, model))
+        # Of few rows, how they are multiplied depends on where in memory they lie.
+        torch.testing.assert_close(
+            logits(task, loaded.model), logits(task, model), rtol=1e-6, atol=1e-7
+        )
 
 
 def test_description_names_the_texts(task):

@@ -57,7 +57,7 @@ def test_gradcache_changes_neither_loss_nor_gradient(make, chunk):
         found.append((loss.item(), gradients(model)))
     (whole, expected), (cached, gradient) = found
     assert cached == pytest.approx(whole, rel=1e-6)
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_gradcache_holds_the_activations_of_one_chunk(make):

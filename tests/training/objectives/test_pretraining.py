@@ -43,7 +43,7 @@ def test_reviews_stand_behind_the_catalogue(make):
     count = plain._count
     assert read._count == count + 1
     assert (read._blocks[:count] == plain._blocks).all()
-    assert read._tokenizer.decode(read._blocks[count]).count("love") >= 6
+    assert read._tokenizer.decode(read._blocks[count]).endswith("love love love")
     assert read.identity["examples"] != plain.identity["examples"]
 
 

@@ -19,7 +19,7 @@ from fusionrec.config import parse
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import DatasetWriter
-from fusionrec.data.splits import split
+from fusionrec.data.splits import Protocol, split
 from fusionrec.errors import ConfigError, NonFiniteLoss, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
@@ -246,7 +246,7 @@ def test_every_task_is_made_from_a_data_set(
 def test_only_reviews_of_training_events_are_pretrained_on(configure, tmp_path, protocol):
     texts = [f"user {event // 8} wrote {event}" for event in range(NUM_USERS * 8)]
     folder = write_dataset(tmp_path / "reviewed", None, texts)
-    train = split(Dataset.open(folder), protocol).train
+    train = split(Dataset.open(folder), Protocol(protocol)).train
     # Event 8·u + n is the n-th of user u.
     seen = [8 * user + place for user, n in enumerate(train.lengths) for place in range(n)]
     assert 0 < len(seen) < len(texts)

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.processes import free_port
+from fusionrec.config import parse
+from jobs.finetune import FinetuneConfig
+from tests.training.tiny import write_dataset
 
 RANK = Path(__file__).with_name("rank.py")
 
@@ -64,3 +67,19 @@ class Workers:
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Workers:
     return Workers(tmp_path_factory.mktemp("workers"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Twelve users with eight random events each, twenty items with titles."""
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset", None)
+
+
+@pytest.fixture
+def configure(dataset, tiny_encoder, tmp_path):
+    def make(task: str, *flags: str, out: Path = tmp_path / "run") -> FinetuneConfig:
+        common = ["--dataset", str(dataset), "--out", str(out), "--encoder", str(tiny_encoder)]
+        small = ["--max-tokens", "48", "--num-threads", "1", "--report-every", "1"]
+        return parse(FinetuneConfig, ["--task", task, *common, *small, *flags])
+
+    return make

@@ -11,15 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from fusionrec.config import parse
-from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.ingest import DatasetWriter
-from fusionrec.data.splits import Protocol, split
 from fusionrec.errors import ConfigError, NonFiniteLoss, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
@@ -30,17 +26,10 @@ from fusionrec.training.tasks import load_task
 from jobs.finetune import FinetuneConfig, finetune, plan, prepare
 from jobs.finished import use
 from tests.pages.reading import check
-
-NUM_USERS, NUM_ITEMS = 12, 20
+from tests.training.tiny import NUM_ITEMS, NUM_USERS, write_dataset
 
 # Ray copies its own settings, deprecated ones among them, whenever it starts something.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated.*:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> Path:
-    """Twelve users with eight random events each, twenty items with titles."""
-    return write_dataset(tmp_path_factory.mktemp("data") / "dataset", None)
 
 
 @pytest.fixture(scope="module")
@@ -48,50 +37,6 @@ def rated(tmp_path_factory) -> Path:
     """The same with ratings from 1 to 5."""
     values = np.random.default_rng(1).integers(1, 6, NUM_USERS * 8).astype(np.float32)
     return write_dataset(tmp_path_factory.mktemp("rated") / "dataset", values)
-
-
-def write_dataset(folder: Path, values: np.ndarray | None, texts: list[str] | None = None) -> Path:
-    import pyarrow as pa
-
-    generator = np.random.default_rng(0)
-    words = ["love", "war", "space", "night", "book", "music"]
-    catalogue = Catalogue(
-        item_ids=tuple(f"i{n}" for n in range(NUM_ITEMS)),
-        titles=tuple(" ".join(generator.choice(words, 3)) for _ in range(NUM_ITEMS)),
-        texts=("",) * NUM_ITEMS,
-        categories=(("film",),) * NUM_ITEMS,
-        domains=("film",) * NUM_ITEMS,
-    )
-    events = [(f"u{u}", f"i{i}") for u in range(NUM_USERS) for i in generator.permutation(20)[:8]]
-    with DatasetWriter(folder, name="tiny", format="synthetic") as writer:
-        writer.write_items(catalogue.to_table())
-        writer.write_interactions(
-            pa.table(
-                {
-                    "user_id": [user for user, _ in events],
-                    "item_id": [item for _, item in events],
-                    "timestamp": pa.array(range(len(events)), pa.int64()),
-                    "event": ["view"] * len(events),
-                    "value": pa.array(values, pa.float32())
-                    if values is not None
-                    else pa.nulls(len(events), pa.float32()),
-                    "text": pa.array(texts or [None] * len(events), pa.string()),
-                    "domain": ["film"] * len(events),
-                }
-            )
-        )
-        writer.finish()
-    return folder
-
-
-@pytest.fixture
-def configure(dataset, tiny_encoder, tmp_path):
-    def make(task: str, *flags: str, out: Path = tmp_path / "run") -> FinetuneConfig:
-        common = ["--dataset", str(dataset), "--out", str(out), "--encoder", str(tiny_encoder)]
-        small = ["--max-tokens", "48", "--num-threads", "1", "--report-every", "1"]
-        return parse(FinetuneConfig, ["--task", task, *common, *small, *flags])
-
-    return make
 
 
 @pytest.fixture
@@ -240,39 +185,6 @@ def test_every_task_is_made_from_a_data_set(
     assert np.isfinite(loss.item())
     made.save(model, tmp_path / "model")
     assert made.describe(first)
-
-
-@pytest.mark.parametrize("protocol", ["leave-one-out", "global-time"])
-def test_only_reviews_of_training_events_are_pretrained_on(configure, tmp_path, protocol):
-    texts = [f"user {event // 8} wrote {event}" for event in range(NUM_USERS * 8)]
-    folder = write_dataset(tmp_path / "reviewed", None, texts)
-    train = split(Dataset.open(folder), Protocol(protocol)).train
-    # Event 8·u + n is the n-th of user u.
-    seen = [8 * user + place for user, n in enumerate(train.lengths) for place in range(n)]
-    assert 0 < len(seen) < len(texts)
-
-    def reviews(*flags: str) -> list[str]:
-        config = configure("pretraining", "--protocol", protocol, *flags)
-        config = config.model_copy(update={"dataset": folder})
-        prepare(config, config.resolved()[0])
-        load_task(config.out / "examples")
-        table = pq.read_table(config.out / "examples" / "pretraining-reviews.parquet")
-        return table.column("text").to_pylist()
-
-    assert sorted(reviews()) == sorted(texts[event] for event in seen)
-    some = reviews("--max-examples", "5")
-    assert len(set(some)) == 5
-    assert set(some) <= {texts[event] for event in seen}
-    read = load_task(tmp_path / "run" / "examples")
-    config = configure("pretraining", "--no-reviews").model_copy(update={"dataset": folder})
-    prepare(config, config.resolved()[0])
-    assert load_task(config.out / "examples")._count < read._count
-
-
-def test_reviews_that_are_not_there(configure):
-    config = configure("pretraining", "--reviews")
-    with pytest.raises(ConfigError, match="leave --reviews out"):
-        prepare(config, config.resolved()[0])
 
 
 def test_hard_negatives_come_from_the_pipeline(configure, pipeline):

@@ -17,7 +17,9 @@ AGAIN = {"activation_checkpointing": True, "on_gpu": False}
 
 def activations(task, config) -> float:
     """GB: one of a text of 64 tokens, a tenth where layers are computed again."""
-    rows = getattr(task, "grad_cache", None) or config.batch_size
+    # Of several objectives, the encoder's alone knows GradCache.
+    cached = isinstance(task, EncoderSettings) and not isinstance(task, MultiTaskSettings)
+    rows = (task.grad_cache if cached else None) or config.batch_size
     return rows * task.max_tokens / 64 * (0.1 if config.activation_checkpointing else 1)
 
 

@@ -4,7 +4,7 @@ First come those that change nothing in it, fewest at a time, and cost time only
 checkpointing, a higher ZeRO stage, offloading from a GPU, and the encoder's GradCache. Then smaller
 batches, as many more of them a step: the same gradient up to rounding, where examples of a batch
 are not compared with each other. Then LoRA, its weights in 4 bits, shorter texts, and at last, of
-what is compared in its batch and knows no GradCache, smaller batches after all.
+what is compared in its batch, smaller batches after all.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def nearest(asked: Setting, fits: Fits, *, num_workers: int, on_gpu: bool) -> Se
             found = next(filter(None, map(smaller, exact)), None)
             if found is not None:
                 return found
-    if asked.task.compares_batch and not caches:
+    if asked.task.compares_batch:
         return next(filter(None, map(smaller, tried)), None)
     return None
 

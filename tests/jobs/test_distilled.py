@@ -9,7 +9,7 @@ import pytest
 from fusionrec.evaluation.significance import BootstrapConfig, compare
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
-from jobs import finetune as job
+from jobs import finished
 from jobs.distilled import Distilled, Reader, distillation_report
 
 
@@ -64,6 +64,7 @@ def test_the_run_tells_it(fitted, synthetic, tmp_path, monkeypatch, capfd):
     """Before the student takes the place that the teacher may have."""
     config = types.SimpleNamespace(
         task="distillation",
+        trained={"distillation": Path()},
         student="reranker",
         dataset=synthetic.directory,
         out=tmp_path,
@@ -71,8 +72,8 @@ def test_the_run_tells_it(fitted, synthetic, tmp_path, monkeypatch, capfd):
         need=lambda name: {"teacher": fitted / "reranker", "pipeline": fitted}[name],
     )
     told, installed = tmp_path / "distillation.json", []
-    monkeypatch.setattr(job, "install", lambda *_: installed.append(told.is_file()))
-    job._use(config, fitted / "reranker")
+    monkeypatch.setattr(finished, "install", lambda *_: installed.append(told.is_file()))
+    finished.use(config, fitted / "reranker")
     assert installed == [True]
     found = Distilled.model_validate_json(told.read_bytes())
     assert found.sentence in capfd.readouterr().err.replace("\n", " ")

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 
 import optuna
 import pytest
@@ -18,6 +17,7 @@ from fusionrec.errors import ConfigError
 from fusionrec.evaluation.significance import Estimate
 from fusionrec.serving.pipeline import Pipeline
 from jobs.fit import FitConfig, fit
+from tests.pages.reading import Page
 from tuning.campaign import CampaignConfig, campaign, minutes_of
 from tuning.report import CampaignReport, html
 
@@ -54,25 +54,6 @@ def done(ray_cluster, fitted, synthetic, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("campaign"), fitted, synthetic)
     config = parse(CampaignConfig, ["--config", str(path)])
     return config, campaign(config)
-
-
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.hosts, self.open = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.hosts += [v for k, v in attrs if k in ("src", "href", "data", "action")]
-        if tag not in ("meta", "rect", "path", "circle", "polyline"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, _attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 @pytest.mark.ray

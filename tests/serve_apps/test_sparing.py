@@ -6,15 +6,16 @@ import pytest
 from serve_apps import sparing
 from serve_apps.sparing import Sparing
 
-LOGGER = logging.getLogger("sparing")
-
 
 def test_the_same_thing_of_the_same_subject_is_said_once_in_a_while(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     now = [100.0]
     monkeypatch.setattr(sparing, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    log = Sparing(LOGGER, every_s=10)
+    # Not one of the registry: libraries that configure logging anew disable those that exist.
+    logger = logging.Logger("sparing")
+    logger.addHandler(caplog.handler)
+    log = Sparing(logger, every_s=10)
     for stage in ("embed", "embed", "rerank", "embed"):
         log.warning("%s failed: %r", stage, 1)
     log.warning("%s is back", "embed")

@@ -21,7 +21,9 @@ from transformers import AutoModel, AutoTokenizer
 from fusionrec.config import Config
 from fusionrec.data.histories import FloatArray
 from fusionrec.errors import ModelError
+from fusionrec.language.graphs import FixedShapes, captured
 from fusionrec.language.inference import (
+    Row,
     check_max_tokens,
     infer,
     pad,
@@ -119,8 +121,9 @@ class Encoder:
         self.tokenizer = tokenizer
         self.config = config
         self.precision = precision
+        self._captured: FixedShapes | None = None
         # Sets the tokenizer's truncation now: to change it while another thread encodes raises.
-        tokenize(tokenizer, config.max_tokens, [""])
+        (self._shortest,) = tokenize(tokenizer, config.max_tokens, [""])
 
     @classmethod
     def load(
@@ -142,7 +145,8 @@ class Encoder:
         for sentence-transformers. ``device`` is the GPU by default, where there is one. With
         ``precision`` bf16 on a device without instructions for it, fp32 is loaded, which is faster
         there; in bf16 a text's vector depends a little on the batch that it is in.
-        ``frozen`` models can be neither trained nor saved, and answer faster.
+        ``frozen`` models can be neither trained nor saved, and answer faster: on a GPU as CUDA
+        graphs, which are captured now.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
@@ -161,6 +165,8 @@ class Encoder:
             quantise(loaded.model)
         elif frozen:
             pack(loaded.model)
+        if frozen:
+            loaded._capture()
         return loaded
 
     @property
@@ -180,14 +186,29 @@ class Encoder:
             rows = tokenize(
                 self.tokenizer, self.config.max_tokens, [texts[index] for index in filled]
             )
-            out[filled] = infer(
-                self.model, self.tokenizer, rows, self._vectors, batch_size, self.precision
-            )
+            out[filled] = self.run(rows, batch_size)
         return out
+
+    def run(self, rows: Sequence[Row], batch_size: int = 64) -> FloatArray:
+        """[B, D] vectors of one tokenised text or more; what is captured has batches of its own."""
+        if self._captured is not None:
+            return self._captured(rows)
+        return infer(self.model, self.tokenizer, rows, self._vectors, batch_size, self.precision)
 
     def save(self, directory: Path) -> None:
         """Write a model folder (safetensors, tokenizer) and ``encoder.json``."""
         save_pretrained(self.model, self.tokenizer, directory, self.config)
+
+    def _capture(self) -> None:
+        self._captured = captured(
+            self.model,
+            self.tokenizer,
+            self._vectors,
+            shape=(self.dimension,),
+            shortest=self._shortest,
+            max_tokens=self.config.max_tokens,
+            precision=self.precision,
+        )
 
     def _vectors(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return vectors(self.model, inputs, self.config.pooling, self.config.dimensions)

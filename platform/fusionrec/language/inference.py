@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from fusionrec.data.histories import FloatArray
+from fusionrec.data.histories import FloatArray, IntArray
 from fusionrec.errors import ModelError
 from fusionrec.language.precision import Precision
 from fusionrec.language.quantized import has_int8
@@ -39,8 +39,11 @@ def usable(precision: Precision, device: torch.device, *, frozen: bool = False) 
     """``precision``, but fp32 for bf16 where it would be slower: on a device that only emulates it.
 
     A CPU has bf16 with AMX or AVX-512 BF16, a GPU from NVIDIA's compute capability 8.0 on. In int8
-    are ``frozen`` models on a CPU only, others in fp32.
+    are ``frozen`` models on a CPU only, others in fp32. What is ``auto`` is, of a frozen model on a
+    GPU, bf16: weights that nobody trains need no conversion in every pass.
     """
+    if precision is Precision.AUTO and frozen and device.type == "cuda" and has_bf16(device):
+        return Precision.BF16
     if precision is Precision.INT8:
         fits = frozen and device.type == "cpu" and has_int8()
         return precision if fits else Precision.FP32
@@ -92,16 +95,20 @@ def tokenize(
 
 def pad(tokenizer: Any, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     """[B, L] tensors of B rows, padded to the longest."""
-    longest = max(len(row["input_ids"]) for row in rows)
+    shape = len(rows), max(len(row["input_ids"]) for row in rows)
+    padded = {name: np.empty(shape, dtype=np.int64) for name in rows[0]}
+    fill(tokenizer, rows, padded)
+    return {name: torch.from_numpy(table) for name, table in padded.items()}
+
+
+def fill(tokenizer: Any, rows: Sequence[Row], tables: Mapping[str, IntArray]) -> None:
+    """Write B rows into the tables [B, L] of their inputs, and padding beside them."""
     right = tokenizer.padding_side == "right"
-    padded = {}
-    for name in rows[0]:
-        table = np.full((len(rows), longest), _padding(tokenizer, name), dtype=np.int64)
+    for name, table in tables.items():
+        table.fill(_padding(tokenizer, name))
         for place, row in zip(table, rows, strict=True):
             length = len(row[name])
-            place[slice(length) if right else slice(longest - length, None)] = row[name]
-        padded[name] = torch.from_numpy(table)
-    return padded
+            place[slice(length) if right else slice(len(place) - length, None)] = row[name]
 
 
 def _padding(tokenizer: Any, name: str) -> int:

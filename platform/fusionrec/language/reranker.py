@@ -20,7 +20,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fusionrec.config import Config
 from fusionrec.data.histories import FloatArray
+from fusionrec.language.graphs import FixedShapes, captured
 from fusionrec.language.inference import (
+    Row,
     check_max_tokens,
     infer,
     pad,
@@ -76,8 +78,9 @@ class Reranker:
         self.tokenizer = tokenizer
         self.config = config
         self.precision = precision
+        self._captured: FixedShapes | None = None
         # Sets the tokenizer's truncation now: to change it while another thread encodes raises.
-        tokenize(tokenizer, config.max_tokens, [""], [""])
+        (self._shortest,) = tokenize(tokenizer, config.max_tokens, [""], [""])
 
     @classmethod
     def load(
@@ -96,7 +99,8 @@ class Reranker:
         before it is trained. ``device`` is the GPU by default, where there is one. With
         ``precision`` bf16 on a device without instructions for it, fp32 is loaded, which is faster
         there; in bf16 a score depends a little on the batch that its pair is in.
-        ``frozen`` models can be neither trained nor saved, and answer faster.
+        ``frozen`` models can be neither trained nor saved, and answer faster: on a GPU as CUDA
+        graphs, which are captured now.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
@@ -123,6 +127,8 @@ class Reranker:
             quantise(loaded.model)
         elif frozen:
             pack(loaded.model)
+        if frozen:
+            loaded._capture()
         return loaded
 
     @property
@@ -157,7 +163,7 @@ class Reranker:
         if not firsts:
             return scores
         rows = tokenize(self.tokenizer, self.config.max_tokens, firsts, seconds)
-        flat = infer(self.model, self.tokenizer, rows, self._logits, batch_size, self.precision)
+        flat = self.run(rows, batch_size)
         start = 0
         for index in asked:
             stop = start + len(scores[index])
@@ -165,9 +171,26 @@ class Reranker:
             start = stop
         return scores
 
+    def run(self, rows: Sequence[Row], batch_size: int = 64) -> FloatArray:
+        """[P] logits of one tokenised pair or more; what is captured has batches of its own."""
+        if self._captured is not None:
+            return self._captured(rows)
+        return infer(self.model, self.tokenizer, rows, self._logits, batch_size, self.precision)
+
     def save(self, directory: Path) -> None:
         """Write a model folder (safetensors, tokenizer) and ``reranker.json``."""
         save_pretrained(self.model, self.tokenizer, directory, self.config)
+
+    def _capture(self) -> None:
+        self._captured = captured(
+            self.model,
+            self.tokenizer,
+            self._logits,
+            shape=(),
+            shortest=self._shortest,
+            max_tokens=self.config.max_tokens,
+            precision=self.precision,
+        )
 
     def _logits(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = self.model(**inputs).logits[:, 0]

@@ -1,4 +1,4 @@
-"""How fast the encoder and the reranker run on this CPU, by runtime, and what that costs.
+"""How fast the encoder and the reranker run on this machine, by runtime, and what that costs.
 
 ``python -m benchmarks.models --pipeline DIR --dataset DIR`` reads a pipeline directory with both
 models. Each runtime encodes the same texts of histories and scores the same pairs, in batches of
@@ -7,8 +7,9 @@ three ways: the cosine of its vectors to those of torch in float32 (or the corre
 scores), and the NDCG@10 on validation cases of the semantic source alone, of the fused list, and of
 the order that the reranker alone gives to the head of the fused list.
 
-ONNX Runtime and OpenVINO are measured where the extra ``runtimes`` is installed; the library needs
-neither.
+Where there is a GPU, both are measured there, too: kernel by kernel, and as CUDA graphs, which is
+how a bundle is served. ONNX Runtime and OpenVINO are measured where the extra ``runtimes`` is
+installed; the library needs neither.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,11 @@ from benchmarks.harness.machine import describe, today
 from benchmarks.harness.runtimes import (
     PACKAGES,
     Forward,
+    Run,
     WholeEncoder,
     WholeReranker,
     exported_runtimes,
+    gpu_runtimes,
     missing_packages,
     torch_runtimes,
 )
@@ -98,6 +102,8 @@ class Work:
 
     name: str
     make: Callable[[], torch.nn.Module]
+    load: Callable[..., Encoder | Reranker]
+    """As a bundle loads it, by ``device``, ``precision`` and ``frozen``."""
     tokenizer: Any
     rows: Sequence[Row]
     judge: Callable[[FloatArray, FloatArray], dict[str, float]]
@@ -128,7 +134,8 @@ def encoder_work(config: ModelBenchmark, pipeline: Pipeline, cases: Cases) -> Wo
         return WholeEncoder(fresh.model, fresh.config.pooling).eval()
 
     rows = tokenize(encoder.tokenizer, encoder.config.max_tokens, texts)
-    return Work("encoder", make, encoder.tokenizer, rows, judge)
+    load = partial(Encoder.load, config.pipeline / "encoder")
+    return Work("encoder", make, load, encoder.tokenizer, rows, judge)
 
 
 def reranker_work(config: ModelBenchmark, pipeline: Pipeline, cases: Cases, fused: Fused) -> Work:
@@ -154,7 +161,8 @@ def reranker_work(config: ModelBenchmark, pipeline: Pipeline, cases: Cases, fuse
         return WholeReranker(fresh.model).eval()
 
     rows = tokenize(reranker.tokenizer, reranker.config.max_tokens, firsts, seconds)
-    return Work("reranker", make, reranker.tokenizer, rows, judge)
+    load = partial(Reranker.load, config.pipeline / "reranker")
+    return Work("reranker", make, load, reranker.tokenizer, rows, judge)
 
 
 def ndcg(items: Any, scores: FloatArray, cases: Cases) -> float:
@@ -175,25 +183,30 @@ def measure(
     ]
     exact: FloatArray | None = None
     found = []
-    runtimes = torch_runtimes(work.make)
-    runtimes |= exported_runtimes(work.make, calibration, exports, threads)
+    forwards = torch_runtimes(work.make)
+    forwards |= exported_runtimes(work.make, calibration, exports, threads)
+    runtimes: dict[str, Callable[[], Run]] = {
+        name: partial(_batched, prepare, work.tokenizer, config.batch_size)
+        for name, prepare in forwards.items()
+    }
+    if torch.cuda.is_available():
+        runtimes |= gpu_runtimes(work.load, config.batch_size, "cuda")
     for name, prepare in runtimes.items():
         if exact is not None and not any(part in name for part in config.runtimes or ("",)):
             continue
         start = time.perf_counter()
-        forward = prepare()
-        result = in_batches(work.tokenizer, work.rows, forward, config.batch_size)
+        run_all = prepare()
+        result = run_all(work.rows)
         preparation = time.perf_counter() - start
         seconds = []
         for _ in range(config.repetitions):
             start = time.perf_counter()
-            result = in_batches(work.tokenizer, work.rows, forward, config.batch_size)
+            result = run_all(work.rows)
             seconds.append(time.perf_counter() - start)
         exact = result if exact is None else exact
-        one = pad(work.tokenizer, [work.rows[0]])
         start = time.perf_counter()
         for _ in range(20):
-            forward(one)
+            run_all(work.rows[:1])
         found.append(
             {
                 "runtime": name,
@@ -206,6 +219,11 @@ def measure(
         )
         console.print(found[-1])
     return found
+
+
+def _batched(prepare: Callable[[], Forward], tokenizer: Any, batch_size: int) -> Run:
+    forward = prepare()
+    return lambda rows: in_batches(tokenizer, rows, forward, batch_size)
 
 
 def padding(work: Work, batch_size: int) -> str:

@@ -1,4 +1,4 @@
-"""Ways to run a text model on this CPU: torch, ONNX Runtime, OpenVINO, in several precisions."""
+"""Ways to run a text model: torch, ONNX Runtime, OpenVINO, in several precisions; CUDA graphs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ import numpy as np
 import torch
 
 from fusionrec.data.histories import FloatArray
-from fusionrec.language.encoder import vectors
+from fusionrec.language.encoder import Encoder, vectors
+from fusionrec.language.inference import Row
 from fusionrec.language.layers import pack, quantise
+from fusionrec.language.precision import Precision
+from fusionrec.language.reranker import Reranker
 
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
 Forward: TypeAlias = Callable[[Inputs], FloatArray]
+Run: TypeAlias = Callable[[Sequence[Row]], FloatArray]
+"""Tokenised texts or pairs in, results in their order: whoever runs them makes the batches."""
 
 
 class WholeEncoder(torch.nn.Module):
@@ -92,6 +97,32 @@ def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[]
         "torch int8, dynamic": dynamic_int8,
         "torch.compile fp32": lambda: compiled(torch.float32),
         "torch.compile bf16": lambda: compiled(torch.bfloat16),
+    }
+
+
+def gpu_runtimes(
+    load: Callable[..., Encoder | Reranker], batch_size: int, device: str
+) -> dict[str, Callable[[], Run]]:
+    """As a bundle is served on a GPU, and without what is captured, ``batch_size`` rows at a time.
+
+    Args:
+        load: what loads the model by ``device``, ``precision`` and ``frozen``.
+        batch_size: of the pass that is not captured.
+        device: the GPU.
+    """
+
+    def prepare(*, frozen: bool) -> Run:
+        model = load(device=device, precision=Precision.BF16, frozen=frozen)
+
+        def run(rows: Sequence[Row]) -> FloatArray:
+            found = model.run(rows, batch_size)
+            return found if found.ndim > 1 else found[:, None]
+
+        return run
+
+    return {
+        "GPU bf16": lambda: prepare(frozen=False),
+        "GPU bf16 graphs": lambda: prepare(frozen=True),
     }
 
 

@@ -1,6 +1,7 @@
 """Every runtime that is measured computes the same model, within what its precision loses."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from benchmarks.harness.runtimes import (
     Inputs,
     WholeEncoder,
     exported_runtimes,
+    gpu_runtimes,
     missing_packages,
     torch_runtimes,
 )
 from fusionrec.language.encoder import Encoder
+from fusionrec.language.inference import tokenize
+from fusionrec.language.reranker import Reranker
 
 TEXTS = ["love and war in space", "a night of music", "the book"]
 
@@ -47,6 +51,20 @@ def test_runtimes_of_torch(make, inputs):
     assert names == ["torch bf16", "torch bf16, packed", "torch int8, dynamic"]
     for name in names:
         assert _least_cosine(prepared[name]()(inputs), exact) > 0.98, name
+
+
+def test_runtimes_of_a_gpu(tiny_encoder):
+    """On the CPU, which captures nothing."""
+    encoder = Encoder.load(tiny_encoder, device="cpu")
+    rows = tokenize(encoder.tokenizer, 64, TEXTS)
+    exact = encoder.run(rows)
+    prepared = gpu_runtimes(partial(Encoder.load, tiny_encoder), 2, "cpu")
+    assert list(prepared) == ["GPU bf16", "GPU bf16 graphs"]
+    for prepare in prepared.values():
+        assert _least_cosine(prepare()(rows), exact) > 0.98
+    pairs = tokenize(encoder.tokenizer, 64, TEXTS, TEXTS)
+    for prepare in gpu_runtimes(partial(Reranker.load, tiny_encoder), 2, "cpu").values():
+        assert prepare()(pairs).shape == (len(TEXTS), 1)
 
 
 @pytest.mark.skipif(missing_packages() is not None, reason=str(missing_packages()))

@@ -48,6 +48,11 @@ class Setting:
         cold_factor = float(np.mean([each.cold_factor for each in settings]))
         return cls(np.mean(weights, axis=0).astype(np.float32), cold_factor)
 
+    def of_sources(self, keep: BoolArray) -> Self:
+        """Of the sources ``keep`` [S] alone; equal weights where all of theirs are 0."""
+        weights = self.weights[keep]
+        return replace(self, weights=weights if weights.any() else np.ones_like(weights))
+
 
 def polish(objective: Objective, start: Setting, max_rounds: int = 3) -> Setting:
     """Coordinate ascent from ``start``; never worse than it on ``objective``."""
@@ -110,6 +115,12 @@ def holds_out(
     return float(gain.mean()) > ONE_SIDED_5_PERCENT * error
 
 
+def samples(num_cases: int, seed: int) -> list[BoolArray]:
+    """``BAGGED`` random samples [B] of the cases, each of four fifths of them."""
+    generator = np.random.default_rng(seed)
+    return [generator.random(num_cases) < _SHARE for _ in range(BAGGED)]
+
+
 def bagged(
     objective: Objective,
     start: Setting,
@@ -124,10 +135,8 @@ def bagged(
         seed: of the samples.
         advance: called after each of ``BAGGED`` polishings.
     """
-    generator = np.random.default_rng(seed)
     found = []
-    for _ in range(BAGGED):
-        sample = generator.random(objective.num_cases) < _SHARE
+    for sample in samples(objective.num_cases, seed):
         found.append(polish(objective.take(sample), start))
         advance()
     return Setting.mean(found)

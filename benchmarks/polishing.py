@@ -28,8 +28,7 @@ from fusionrec.errors import ConfigError
 from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.normalisation import Normalisation, scales
 from fusionrec.fusion.objective import Objective
-from fusionrec.fusion.refine import Setting, bagged, polish
-from fusionrec.fusion.selection import select
+from fusionrec.fusion.refine import Setting, bagged, polish, polished, trusted
 from fusionrec.progress import bar, console
 from fusionrec.serving.pipeline import Pipeline, Stage
 from fusionrec.sources.protocol import TrainingData
@@ -161,18 +160,19 @@ def ways(asked: Asked, num_sources: int, trials: int, seed: int) -> dict[str, Fo
     drawn = np.random.default_rng(seed).random((trials, num_sources)).astype(np.float32)
     best = np.argsort([-objective.value(weights) for weights in drawn])[:BEST_TRIALS]
     mean = Setting.mean([Setting(drawn[number]) for number in best])
+    samples = polished(objective, mean, seed)
     settings = {
         "equal weights": Setting(np.ones(num_sources, dtype=np.float32)),
         "best trial": Setting(drawn[best[0]]),
         f"mean of the best {BEST_TRIALS}": mean,
         "polished": polish(objective, mean),
-        "polished on samples of the cases": bagged(objective, mean, seed),
+        "polished on samples of the cases": Setting.mean(samples),
     }
-    chosen = select(objective, mean, seed)
-    fewer = bagged(asked.objective(chosen.keep), mean.of_sources(chosen.keep), seed)
+    keep = trusted(samples)
+    fewer = bagged(asked.objective(keep), mean.of_sources(keep), seed)
     return {
         **{way: Found(setting, every) for way, setting in settings.items()},
-        "the same, without what gives nothing": Found(fewer, chosen.keep),
+        "the same, without what they distrust": Found(fewer, keep),
     }
 
 

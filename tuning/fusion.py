@@ -3,11 +3,10 @@
 Ray Tune with Optuna draws a normalisation and weights; a trial weighs score tensors that every
 trial actor holds since its start, so that it costs milliseconds, and is given 25 at a time. A
 campaign whose driver is killed goes on from its journal, no trial lost or repeated. The weights of
-the best trials are averaged and polished (:mod:`fusionrec.fusion.refine`). Sources that give
-nothing on cases that weights were not found on are turned off (:mod:`fusionrec.fusion.selection`),
-and the others are weighed over what they propose themselves. Weights of a segment's own are kept
-where they hold on held-out cases, and so are trees that order the top of the weighted lists again
-(:mod:`fusionrec.fusion.lambdarank`).
+the best trials are averaged and polished (:mod:`fusionrec.fusion.refine`). Sources that too many
+samples of the cases give no weight are turned off, and the others are weighed over what they
+propose themselves. Weights of a segment's own are kept where they hold on held-out cases, and so
+are trees that order the top of the weighted lists again (:mod:`fusionrec.fusion.lambdarank`).
 
 Leaves ``fusion.json`` and, where trees are kept, ``lambdarank/`` in the pipeline directory and
 ``trials.csv``, ``trials.svg`` and the journal in ``--out``.
@@ -45,9 +44,11 @@ from fusionrec.fusion.refine import (
     ONE_SIDED_5_PERCENT,
     Setting,
     bagged,
+    distrust,
+    polished,
     segment_settings,
+    trusted,
 )
-from fusionrec.fusion.selection import select
 from fusionrec.progress import bar
 from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs.entry import run
@@ -239,15 +240,16 @@ def campaign(config: FusionCampaign) -> Fusion:
         claim(config.out, request)
         study = search(config, objectives, sources)
     normalisation, consensus = agreed(study, objectives, sources)
-    with bar("leaving out sources", len(sources)) as advance:
-        selected = select(objectives[normalisation], consensus, config.seed, advance)
+    with bar("polishing, all sources", BAGGED) as advance:
+        every = polished(objectives[normalisation], consensus, config.seed, advance)
+    keep, shares = trusted(every), distrust(every)
     off = {
-        name: round(float(adds), 6)
-        for name, adds, keep in zip(sources, selected.adds, selected.keep, strict=True)
-        if not keep
+        name: round(float(share), 4)
+        for name, share, stays in zip(sources, shares, keep, strict=True)
+        if not stays
     }
     asked = Fusion.uniform(sources, source_scales).without(off)
-    if off:
+    if off:  # What only they proposed is gone.
         found = collect(pipeline.asking(asked), cases)
     kept = tuple(name for name in asked.sources if name != asked.fallback)
     objective = Objective.of(
@@ -260,11 +262,10 @@ def campaign(config: FusionCampaign) -> Fusion:
     )
     bounds = segment_bounds(cases, config.segments)
     segment_of = np.searchsorted(bounds, cases.histories.lengths, side="left")
-    with bar("polishing all, then by segment", BAGGED + 1) as advance:
-        start = consensus.of_sources(selected.keep)
-        common = bagged(objective, start, config.seed, advance)
+    with bar("polishing those asked, then by segment", None):
+        start = consensus.of_sources(keep)
+        common = bagged(objective, start, config.seed) if off else Setting.mean(every)
         settings = segment_settings(objective, common, segment_of, len(bounds) + 1, config.seed)
-        advance()
     fusion = Fusion(
         sources=kept,
         normalisation=normalisation,

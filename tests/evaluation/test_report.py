@@ -227,13 +227,13 @@ def test_a_pipeline_that_finds_nothing_still_makes_a_report(
 
 
 def test_what_is_off_is_said_and_why(measured, cases, item_counts, catalogue, dataset_info):
-    off = {"chance": -0.0012, "old": None, "popular": 0.0}
+    off = {"chance": 0.75, "old": None, "popular": 1.0}
     found = make(measured, cases, item_counts, catalogue, dataset_info, off=off, fallback="popular")
     assert Report.model_validate_json(found.model_dump_json()) == found
     said = (
-        "chance (-0.0012), old (no weight) are off and not asked. popular (+0.0000) is asked only "
-        "where the others propose too few. In brackets: the NDCG that it would add on validation "
-        "cases that weights were not found on."
+        "chance (75%), old are off and not asked. popular (100%) is asked only where the others "
+        "propose too few. In brackets: the share of the samples of the validation cases on which "
+        "the best weight was 0."
     )
     assert off_sentence(off, "popular") == said
     assert said in markdown(found)
@@ -241,4 +241,4 @@ def test_what_is_off_is_said_and_why(measured, cases, item_counts, catalogue, da
     plain = make(measured, cases, item_counts, catalogue, dataset_info)
     assert "asked" not in markdown(plain)
     assert off_sentence({}, None) == ""
-    assert off_sentence({"a": None}, None) == "a (no weight) is off and not asked."
+    assert off_sentence({"a": None}, None) == "a is off and not asked."

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.harness.candidates import made_up
 from fusionrec.data.histories import Histories
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import METRICS
@@ -13,7 +14,17 @@ from fusionrec.fusion.candidates import Candidates, candidates, stack, union
 from fusionrec.fusion.model import LAMBDARANK, Fusion, Segment, fuse
 from fusionrec.fusion.normalisation import Normalisation, normalise, scales
 from fusionrec.fusion.objective import Objective
-from fusionrec.fusion.refine import BAGGED, Setting, bagged, holds_out, polish, segment_settings
+from fusionrec.fusion.refine import (
+    BAGGED,
+    Setting,
+    bagged,
+    distrust,
+    holds_out,
+    polish,
+    polished,
+    segment_settings,
+    trusted,
+)
 from fusionrec.fusion.rules import Rules
 from fusionrec.sources.protocol import Ranked
 
@@ -360,3 +371,28 @@ def test_one_case_is_not_enough_to_hold():
     gain = lambda _: lambda asked: np.ones(int(asked.sum()), np.float32)  # noqa: E731
     assert not holds_out(1, gain, np.ones(1, bool), seed=0)
     assert holds_out(10, gain, np.ones(10, bool), seed=0)
+
+
+def test_samples_that_give_no_weight_vote_a_source_off():
+    votes = [(0, 1, 0, 2)] * 2 + [(0, 1, 1, 2)] * 2 + [(0, 0, 1, 2)] * 1
+    settings = [Setting(np.array(weights, np.float32)) for weights in votes]
+    assert distrust(settings).tolist() == pytest.approx([1, 0.2, 0.4, 0])
+    assert trusted(settings).tolist() == [False, True, False, True]
+    none = [Setting(np.array([0, 0], np.float32))]
+    assert trusted(none).tolist() == [True, False]  # one is asked
+
+
+def test_noise_is_voted_off_that_the_mean_trusts():
+    off = []
+    for seed in range(6):
+        material = made_up(200, 60, seed, num_sources=4)
+        candidates = material.candidates
+        candidates.scores[3] = np.random.default_rng(seed).pareto(2, candidates.items.shape)
+        normalised = Normalisation.SCALE, scales(candidates)
+        objective = Objective.of(candidates, material.targets, *normalised, material.cold)
+        settings = polished(objective, Setting(np.ones(4, np.float32)), 0)
+        assert Setting.mean(settings).weights[3] > 0
+        keep = trusted(settings)
+        assert keep[:3].all()
+        off.append(not keep[3])
+    assert np.mean(off) > 0.5  # of 200 cases a few suffice to speak for it

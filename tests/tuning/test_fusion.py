@@ -20,7 +20,7 @@ from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.fusion.lambdarank import LambdaRankConfig
 from fusionrec.fusion.model import Fusion
 from fusionrec.fusion.normalisation import Normalisation
-from fusionrec.fusion.selection import Selection
+from fusionrec.fusion.refine import Setting
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.sources.load import load_source
 from jobs.evaluate import EvaluateConfig, evaluate
@@ -86,8 +86,8 @@ def test_campaign_beats_equal_weights(ray_cluster, pipeline, synthetic, tmp_path
 def test_what_gives_nothing_is_off_until_the_next_search(
     ray_cluster, pipeline, synthetic, tmp_path, monkeypatch, capsys
 ):
-    keep, adds = np.array([False, False, True, True]), np.array([-0.001, -0.002, 0.1, 0.1])
-    monkeypatch.setattr("tuning.fusion.select", lambda *_: Selection(keep, adds))
+    votes = [Setting(np.array(w, np.float32)) for w in ((0, 0, 1, 1), (0.1, 0, 1, 1))]
+    monkeypatch.setattr("tuning.fusion.polished", lambda *_: votes)
     config = FusionCampaign(
         pipeline=pipeline,
         dataset=synthetic.directory,
@@ -99,10 +99,10 @@ def test_what_gives_nothing_is_off_until_the_next_search(
     found = campaign(config)
     assert found.sources == ("transitions", "bm25", "popularity")
     assert found.fallback == "popularity"
-    assert found.off == {"popularity": -0.001, "item-knn": -0.002}
+    assert found.off == {"popularity": 0.5, "item-knn": 1.0}
     said = capsys.readouterr().out
-    assert "item-knn (-0.0020) is off and not asked." in said
-    assert "popularity (-0.0010) is asked only where the others propose too few." in said
+    assert "item-knn (100%) is off and not asked." in said
+    assert "popularity (50%) is asked only where the others propose too few." in said
     loaded = Pipeline.load(pipeline)
     assert loaded.fusion == found
     assert [source.name for source in loaded.sources] == list(found.sources)

@@ -65,7 +65,7 @@ def test_a_source_that_had_no_weight_gets_the_mean_one():
 
 def test_popularity_that_is_not_worth_its_time_becomes_the_fallback(fitted):
     pipeline = Pipeline.load(fitted)
-    searched = pipeline.fusion.without(["bm25"]).model_copy(update={"off": {"bm25": -0.1}})
+    searched = pipeline.fusion.without(["bm25"]).model_copy(update={"off": {"bm25": 0.5}})
     begun = Begun(fusion=searched, pipeline=pipeline.config, diversity=DiversityConfig())
     trusts = {"trust.popularity": 0.0, "trust.item-knn": 0.0, "trust.transitions": 1.5}
     point = Point(number=1, params=trusts, values={})

@@ -147,11 +147,11 @@ def sentence(found: Comparison, k: int) -> str:
 
 
 def off_sentence(off: Mapping[str, float | None], fallback: str | None) -> str:
-    """Which sources are not asked, and why: of each, what it would add where that is known."""
+    """Which sources are not asked, and why: how the samples of the cases voted, where they did."""
 
     def told(name: str) -> str:
-        adds = off[name]
-        return f"{name} (no weight)" if adds is None else f"{name} ({adds:+.4f})"
+        share = off.get(name)
+        return name if share is None else f"{name} ({share:.0%})"
 
     sentences = []
     names = [name for name in off if name != fallback]
@@ -159,12 +159,11 @@ def off_sentence(off: Mapping[str, float | None], fallback: str | None) -> str:
         verb = "is" if len(names) == 1 else "are"
         sentences.append(f"{', '.join(map(told, names))} {verb} off and not asked.")
     if fallback is not None:
-        known = told(fallback) if fallback in off else fallback
-        sentences.append(f"{known} is asked only where the others propose too few.")
-    if any(adds is not None for adds in off.values()):
+        sentences.append(f"{told(fallback)} is asked only where the others propose too few.")
+    if any(share is not None for share in off.values()):
         sentences.append(
-            "In brackets: the NDCG that it would add on validation cases that weights were not "
-            "found on."
+            "In brackets: the share of the samples of the validation cases on which the best "
+            "weight was 0."
         )
     return " ".join(sentences)
 

@@ -100,8 +100,8 @@ class Report(Config):
     weights: dict[str, dict[str, float]]
     """Segment → term → weight of the fusion."""
     off: dict[str, float | None] = Field(default_factory=dict)
-    """Source that is not asked, or only as the fallback → the NDCG that it would add on validation
-    cases that weights were not found on; null where it has just no weight."""
+    """Source that is not asked, or only as the fallback → the share of the samples of the
+    validation cases in which the search gave it no weight; null where no search turned it off."""
     fallback: str | None = None
     """The source that is asked only where the others propose too few."""
     orders: OrderSensitivity | None = None

@@ -67,8 +67,8 @@ class Fusion(Config):
     """The one of ``sources`` that is asked only where the others propose too few; None: all are
     always asked."""
     off: dict[str, float] = Field(default_factory=dict)
-    """Source that a search turned off, or made the fallback → the NDCG that it would add on
-    validation cases that weights were not found on; see :mod:`fusionrec.fusion.selection`."""
+    """Source that a search turned off, or made the fallback → the share of the samples of the cases
+    in which its weight was 0; see :func:`fusionrec.fusion.refine.trusted`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -2,10 +2,14 @@
 
 Polishing is coordinate ascent on the validation objective. On a few hundred cases it follows their
 noise, so it is done on many samples of them and the outcomes are averaged: bagging, Breiman,
-"Bagging Predictors" (Machine Learning, 1996). A segment's own weights always look better on the
-cases that chose them, so they are accepted by cross-fitting: chosen on one half of the segment's
-cases, measured on the other, both ways round; the gain on cases that did not choose must be
-positive at the 5% level.
+"Bagging Predictors" (Machine Learning, 1996). A mean is hardly ever 0, not even that of a source
+without any signal, so the samples vote on which sources are asked at all: stability selection,
+Meinshausen and Bühlmann (JRSS B, 2010). Those that are asked are polished once more, from where all
+began: polished from where polishing ended, weights would follow the noise further.
+
+A segment's own weights always look better on the cases that chose them, so they are accepted by
+cross-fitting: chosen on one half of the segment's cases, measured on the other, both ways round;
+the gain on cases that did not choose must be positive at the 5% level.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ BAGGED = 16
 """Samples of the cases that weights are polished on."""
 _SHARE = 0.8
 """Of the cases, in each sample."""
+_DISTRUST = 0.3
+"""Share of the samples that may give a source weight 0 before it is off; Meinshausen and Bühlmann
+want a variable chosen by .6 to .9 of them."""
 ONE_SIDED_5_PERCENT = 1.645
 _FLOOR = 0.01
 """Where a weight of 0 starts from when it is tried again, relative to the largest."""
@@ -115,10 +122,27 @@ def holds_out(
     return float(gain.mean()) > ONE_SIDED_5_PERCENT * error
 
 
-def samples(num_cases: int, seed: int) -> list[BoolArray]:
-    """``BAGGED`` random samples [B] of the cases, each of four fifths of them."""
+def polished(
+    objective: Objective,
+    start: Setting,
+    seed: int,
+    advance: Callable[[], object] = lambda: None,
+) -> list[Setting]:
+    """What polishing makes of ``start`` on each of ``BAGGED`` random samples of the cases.
+
+    Args:
+        objective: over all cases.
+        start: where each polishing begins.
+        seed: of the samples.
+        advance: called after each polishing.
+    """
     generator = np.random.default_rng(seed)
-    return [generator.random(num_cases) < _SHARE for _ in range(BAGGED)]
+    found = []
+    for _ in range(BAGGED):
+        sample = generator.random(objective.num_cases) < _SHARE
+        found.append(polish(objective.take(sample), start))
+        advance()
+    return found
 
 
 def bagged(
@@ -127,19 +151,24 @@ def bagged(
     seed: int,
     advance: Callable[[], object] = lambda: None,
 ) -> Setting:
-    """The mean of what polishing makes of ``start`` on random samples of the cases.
+    """The mean of what :func:`polished` finds."""
+    return Setting.mean(polished(objective, start, seed, advance))
 
-    Args:
-        objective: over all cases.
-        start: where each polishing begins.
-        seed: of the samples.
-        advance: called after each of ``BAGGED`` polishings.
+
+def distrust(settings: Sequence[Setting]) -> FloatArray:
+    """[S] the share of the settings in which each source has weight 0."""
+    zero = np.stack([setting.weights == 0 for setting in settings])
+    return np.asarray(zero.mean(axis=0, dtype=np.float32))
+
+
+def trusted(settings: Sequence[Setting]) -> BoolArray:
+    """[S] the sources to ask: those that seven tenths of the ``settings`` trust; at least one.
+
+    What :func:`polished` found on samples of the cases votes, as in stability selection.
     """
-    found = []
-    for sample in samples(objective.num_cases, seed):
-        found.append(polish(objective.take(sample), start))
-        advance()
-    return Setting.mean(found)
+    keep = distrust(settings) <= _DISTRUST
+    keep[int(Setting.mean(settings).weights.argmax())] = True
+    return np.asarray(keep)
 
 
 def segment_settings(

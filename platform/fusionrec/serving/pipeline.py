@@ -219,7 +219,7 @@ class Pipeline:
         return table if self.learned is None else {**table, **self.learned.table()}
 
     def off(self) -> dict[str, float | None]:
-        """Sources that were fitted and are not always asked → what they would add, where known."""
+        """Sources that were fitted and are not always asked → why, as :attr:`Fusion.off` says."""
         fusion, names = self.fusion, self.config.sources
         unasked = [name for name in names if name not in fusion.sources or name == fusion.fallback]
         return {name: fusion.off.get(name) for name in unasked}

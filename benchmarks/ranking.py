@@ -30,6 +30,7 @@ from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import IngestConfig, ingest
 from fusionrec.data.splits import Protocol, Split, split
 from fusionrec.evaluation.metrics import METRICS
+from fusionrec.evaluation.render import off_sentence
 from fusionrec.evaluation.report import Report
 from fusionrec.evaluation.significance import (
     BootstrapConfig,
@@ -226,11 +227,12 @@ class Bench:
     def _ablation(self) -> str:
         pipeline = Pipeline.load(self._pipeline)
         ablation = Ablation(pipeline, self._parts, self._bootstrap, K)
-        found = ablation.without_each({name: (name,) for name in pipeline.config.sources})
+        found = ablation.without_each({n: (n,) for n in pipeline.fusion.personal.sources})
         trees = "" if pipeline.learned is None else ", and trees grown anew over them"
         text = (
             "### What each source adds\n\nThe served list against the list without it: the weights "
-            f"of the others polished on validation{trees}.\n\n"
+            f"of the others polished on validation{trees}. "
+            f"{off_sentence(pipeline.off(), pipeline.fusion.fallback)}\n\n"
         )
         reads, others = self._without_model(pipeline)
         told = ""

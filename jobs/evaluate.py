@@ -23,13 +23,13 @@ from fusionrec.errors import ConfigError
 from fusionrec.evaluation.evaluate import measure, measure_run
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.orders import OrderSensitivity, order_sensitivity
-from fusionrec.evaluation.render import orders_sentence, sentence, write
+from fusionrec.evaluation.render import off_sentence, orders_sentence, sentence, write
 from fusionrec.evaluation.report import EvaluationConfig, Report, build
 from fusionrec.evaluation.run import read_run, write_run
 from fusionrec.evaluation.significance import BootstrapConfig
 from fusionrec.evaluation.systems import Measured
 from fusionrec.progress import bar
-from fusionrec.serving.pipeline import Pipeline
+from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs.entry import run
 
 
@@ -71,6 +71,11 @@ def evaluate(config: EvaluateConfig) -> Report:
     start = time.perf_counter()
     dataset = Dataset.open(config.dataset)
     pipeline = Pipeline.load(config.pipeline)
+    off = pipeline.off()
+    fitted = pipeline
+    if off:  # They are measured alone all the same.
+        stages = frozenset({Stage.EMBEDDER, Stage.RETRIEVER})
+        fitted = Pipeline.load(config.pipeline, stages=stages, weighed=False)
     parts = split(dataset, _protocol(config, pipeline, dataset))
     cases = parts.test if config.part == "test" else parts.validation
     user_ids = [parts.user_ids[user] for user in cases.users]
@@ -78,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> Report:
     if config.against is not None:
         lists = read_run(config.against, user_ids, pipeline.catalogue)
         runs.append(measure_run(f"run {config.against}", lists, cases, config.top_k))
-    measured = measure(pipeline, cases, parts.item_counts, config.top_k)
+    measured = measure(pipeline, cases, parts.item_counts, config.top_k, fitted)
     served = measured[-1]
     orders = _orders(pipeline, cases, config)
     with bar("comparing the rankings by bootstrap", None):
@@ -92,6 +97,8 @@ def evaluate(config: EvaluateConfig) -> Report:
             item_counts=parts.item_counts,
             vectors=pipeline.item_vectors,
             weights=pipeline.weights(),
+            off=off,
+            fallback=pipeline.fusion.fallback,
             orders=orders,
             seconds=time.perf_counter() - start,
             config=EvaluationConfig(
@@ -154,6 +161,8 @@ def main() -> None:
     for found in report.comparisons:
         if found.metric == "ndcg":
             sys.stdout.write(sentence(found, config.top_k).replace("**", "") + "\n")
+    if report.off or report.fallback:
+        sys.stdout.write(off_sentence(report.off, report.fallback) + "\n")
     if report.orders is not None:
         sys.stdout.write(orders_sentence(report.orders) + "\n")
     sys.stdout.write(f"report: {config.out / 'report.html'}\n")

@@ -60,7 +60,8 @@ class Loaded:
         manifest = store.verify(bundle)
         directory = store.path(bundle)
         service = Service.load(directory)
-        asks = Semantic.name in manifest.pipeline.get("sources", ())
+        fitted = manifest.pipeline.get("sources", ())
+        asks = Semantic.name in (service.fusion.sources if service.fusion else fitted)
         return cls(
             manifest=manifest,
             service=service,

@@ -3,9 +3,10 @@
 Ray Tune with Optuna draws a normalisation and weights; a trial weighs score tensors that every
 trial actor holds since its start, so that it costs milliseconds, and is given 25 at a time. A
 campaign whose driver is killed goes on from its journal, no trial lost or repeated. The weights of
-the best trials are averaged and polished (:mod:`fusionrec.fusion.refine`). Weights of a segment's
-own are kept where they hold on held-out cases, and so are trees that order the top of the weighted
-lists again (:mod:`fusionrec.fusion.lambdarank`).
+the best trials are averaged and polished (:mod:`fusionrec.fusion.refine`). Sources that too many
+samples of the cases give no weight are turned off, and the others are weighed over what they
+propose themselves. Weights of a segment's own are kept where they hold on held-out cases, and so
+are trees that order the top of the weighted lists again (:mod:`fusionrec.fusion.lambdarank`).
 
 Leaves ``fusion.json`` and, where trees are kept, ``lambdarank/`` in the pipeline directory and
 ``trials.csv``, ``trials.svg`` and the journal in ``--out``.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import FloatArray
 from fusionrec.data.splits import Cases, split
+from fusionrec.evaluation.evaluate import embedded
+from fusionrec.evaluation.render import off_sentence
 from fusionrec.fusion.candidates import Candidates, stack
 from fusionrec.fusion.features import ItemStatistics
 from fusionrec.fusion.lambdarank import LambdaRankConfig
@@ -40,7 +44,10 @@ from fusionrec.fusion.refine import (
     ONE_SIDED_5_PERCENT,
     Setting,
     bagged,
+    distrust,
+    polished,
     segment_settings,
+    trusted,
 )
 from fusionrec.progress import bar
 from fusionrec.serving.pipeline import Pipeline, Stage
@@ -209,12 +216,14 @@ def campaign(config: FusionCampaign) -> Fusion:
             ``out`` searches something else.
     """
     dataset = Dataset.open(config.dataset)
-    pipeline = Pipeline.load(config.pipeline, stages=frozenset({Stage.EMBEDDER, Stage.RETRIEVER}))
+    stages = frozenset({Stage.EMBEDDER, Stage.RETRIEVER})
+    pipeline = Pipeline.load(config.pipeline, stages=stages, weighed=False)
     pipeline.config.refuse_other_data(dataset, config.pipeline)
     sources = pipeline.config.sources
     parts = split(dataset, pipeline.config.protocol)
     cases = parts.validation.sample(config.max_cases, config.seed)
-    found = collect(pipeline, cases)
+    cases = replace(cases, histories=embedded(pipeline, cases.histories))
+    found = collect(pipeline.asking(pipeline.fusion), cases)
     request = {
         "dataset": dataset.info.fingerprint,
         "sources": sources,
@@ -231,26 +240,48 @@ def campaign(config: FusionCampaign) -> Fusion:
         claim(config.out, request)
         study = search(config, objectives, sources)
     normalisation, consensus = agreed(study, objectives, sources)
-    objective = objectives[normalisation]
+    with bar("polishing, all sources", BAGGED) as advance:
+        every = polished(objectives[normalisation], consensus, config.seed, advance)
+    keep, shares = trusted(every), distrust(every)
+    off = {
+        name: round(float(share), 4)
+        for name, share, stays in zip(sources, shares, keep, strict=True)
+        if not stays
+    }
+    asked = Fusion.uniform(sources, source_scales).without(off)
+    if off:  # What only they proposed is gone.
+        found = collect(pipeline.asking(asked), cases)
+    kept = tuple(name for name in asked.sources if name != asked.fallback)
+    objective = Objective.of(
+        replace(found, scores=found.scores[: len(kept)]),
+        cases.targets,
+        normalisation,
+        asked.scale_vector()[: len(kept)],
+        cold,
+        config.k,
+    )
     bounds = segment_bounds(cases, config.segments)
     segment_of = np.searchsorted(bounds, cases.histories.lengths, side="left")
-    with bar("polishing all, then by segment", BAGGED + 1) as advance:
-        common = bagged(objective, consensus, config.seed, advance)
+    with bar("polishing those asked, then by segment", None):
+        start = consensus.of_sources(keep)
+        common = bagged(objective, start, config.seed) if off else Setting.mean(every)
         settings = segment_settings(objective, common, segment_of, len(bounds) + 1, config.seed)
-        advance()
     fusion = Fusion(
-        sources=sources,
+        sources=kept,
         normalisation=normalisation,
-        scales=dict(zip(sources, map(float, source_scales), strict=True)),
+        scales={name: asked.scales[name] for name in kept},
         segments=tuple(
             Segment(
                 max_events=bound,
-                weights=_as_weights(sources, setting.weights),
+                weights=_as_weights(kept, setting.weights),
                 cold_factor=round(setting.cold_factor, 6),
             )
             for bound, setting in zip([*map(int, bounds), None], settings, strict=True)
         ),
+        off=off,
     )
+    if asked.fallback is not None:
+        fusion = fusion.with_fallback(asked.fallback, asked.scales[asked.fallback])
     items = ItemStatistics.of(
         parts.train, parts.num_items, has_timestamps=dataset.info.has_timestamps
     )
@@ -273,6 +304,8 @@ def campaign(config: FusionCampaign) -> Fusion:
         f"polished; "
         f"{own} of {len(settings)} segments have weights of their own\n"
     )
+    if off:
+        sys.stdout.write(f"{off_sentence(off, fusion.fallback)}\n")
     return fusion
 
 

@@ -7,9 +7,9 @@ prices is paid that keep every item within ``--max-exposure`` of the lists.
 NSGA-II (Deb et al., IEEE TEC 2002) proposes; what no other point beats in everything is the front.
 The chosen point is the one of the front that lies nearest to having the best of everything, among
 those that keep all but ``--max-loss`` of the best NDCG. It goes into the pipeline directory:
-``fusion.json``, ``pipeline.json`` without the sources that are off, and ``diversity/``. All is
-measured on validation cases; latency is the sum of what the parts take for one history, measured
-once.
+``fusion.json``, ``pipeline.json`` without the sources that are off (popularity becomes the fallback
+instead, of which nothing is measured), and ``diversity/``. All is measured on validation cases;
+latency is the sum of what the parts take for one history, measured once.
 
 Leaves ``front.json`` and the journal in ``--out``; the same command goes on with a campaign that
 was stopped or killed.
@@ -41,7 +41,7 @@ from fusionrec.data.splits import split
 from fusionrec.errors import ConfigError
 from fusionrec.fusion.candidates import Candidates
 from fusionrec.fusion.diversity import DIVERSITY, Diversity, DiversityConfig, ItemCategories
-from fusionrec.fusion.model import LAMBDARANK, Fusion, fuse
+from fusionrec.fusion.model import FALLBACK, LAMBDARANK, Fusion, fuse
 from fusionrec.progress import bar, console
 from fusionrec.serving.pipeline import Pipeline, PipelineConfig, Stage, read_config
 from jobs.entry import run
@@ -184,10 +184,13 @@ class Begun(Config):
         """What ``point`` makes of them; the first point is what they were."""
         if point.number == 0:
             return self
-        fusion = weighed(self.fusion, point.params)
+        fusion, whole = weighed(self.fusion.personal, point.params), self.fusion
+        if FALLBACK in whole.sources and FALLBACK not in fusion.sources:
+            fusion = fusion.with_fallback(FALLBACK, whole.scales[FALLBACK])
+        left = [n for n in self.pipeline.sources if n in fusion.sources or n in fusion.off]
         return Begun(
             fusion=fusion,
-            pipeline=self.pipeline.model_copy(update={"sources": fusion.sources}),
+            pipeline=self.pipeline.model_copy(update={"sources": tuple(left)}),
             diversity=diversified(self.diversity, point.params),
         )
 
@@ -222,11 +225,12 @@ def _search(config: ParetoCampaign, dataset: Dataset, begun: Begun) -> Front:
         generator = np.random.default_rng(config.seed)
         chosen = generator.choice(len(cases), config.max_cases, replace=False)
         cases = cases.take(np.sort(chosen))
-    pipeline = Pipeline.load(config.pipeline, stages=frozenset({Stage.EMBEDDER, Stage.RETRIEVER}))
+    stages, fusion = frozenset({Stage.EMBEDDER, Stage.RETRIEVER}), begun.fusion.personal
+    pipeline = Pipeline.load(config.pipeline, stages=stages, weighed=False)
     with bar("scoring the validation cases", None):
         histories = pipeline.embed(cases.histories)
         candidates, proposed = collect(
-            pipeline.sources, histories, begun.pipeline.candidates, pipeline.rules
+            pipeline.asking(fusion).sources, histories, begun.pipeline.candidates, pipeline.rules
         )
         diversity = _with_prices(config, dataset, begun, cases.histories, candidates)
         some = cases.histories.slice(0, min(COST_CASES, len(cases)))
@@ -234,7 +238,7 @@ def _search(config: ParetoCampaign, dataset: Dataset, begun: Begun) -> Front:
         costs = _noted(config.out / "cost_ms.json", lambda: cost_ms(pipeline, some, diversity))
     vectors = config.pipeline / "vectors.npy"
     tradeoff = Tradeoff(
-        fusion=begun.fusion,
+        fusion=fusion,
         diversity=diversity,
         histories=cases.histories,
         candidates=candidates,
@@ -339,7 +343,7 @@ def _with_prices(
             place = config.pipeline / DIVERSITY
             found = Diversity.load(place, term.item_counts, term.releases)
         else:
-            lists = fuse(begun.fusion, candidates, term.item_counts == 0)
+            lists = fuse(begun.fusion.personal, candidates, term.item_counts == 0)
             found = priced(term, [(histories, lists)], config.k)
         with path.with_suffix(".tmp").open("wb") as file:
             np.save(file, np.asarray(found.prices), allow_pickle=False)

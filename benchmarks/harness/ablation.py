@@ -145,7 +145,7 @@ class Ablation:
         ``names``: what is left out → the sources that stay.
         """
         others = pipeline.config.sources
-        fusion = _without(self._pipeline.fusion, others)
+        fusion = self._pipeline.fusion.of_sources(others)
         material = Parts.of(pipeline, fusion, self._parts, self._k)
         found = []
         for name, staying in names.items():
@@ -159,7 +159,9 @@ class Ablation:
     ) -> LeftOut:
         seed, among = self._config.seed, self._of_cases(self._parts.validation)
         settings = [
-            bagged(material.validation.objective.take(among == number), _kept(setting, keep), seed)
+            bagged(
+                material.validation.objective.take(among == number), setting.of_sources(keep), seed
+            )
             for number, setting in enumerate(self._served)
         ]
         learned, test = self._pipeline.learned, material.test
@@ -190,32 +192,12 @@ class Ablation:
             weights = dict(zip(names, settings[point].weights.tolist(), strict=True))
             factor = settings[point].cold_factor
             segments.append(segment.model_copy(update={"weights": weights, "cold_factor": factor}))
-        return _without(fusion, names).model_copy(update={"segments": tuple(segments)})
+        return fusion.of_sources(names).model_copy(update={"segments": tuple(segments)})
 
     def _of_cases(self, cases: Cases) -> IntArray:
         """[B] the point of the weights that each case is served with."""
         found: IntArray = self._point_of[self._pipeline.fusion.segment_of(cases.histories.lengths)]
         return found
-
-
-def _without(fusion: Fusion, names: Sequence[str]) -> Fusion:
-    """``fusion`` over the sources ``names`` alone."""
-    return fusion.model_copy(
-        update={
-            "sources": tuple(names),
-            "scales": {name: fusion.scales[name] for name in names},
-            "segments": tuple(
-                segment.model_copy(update={"weights": {n: segment.weights[n] for n in names}})
-                for segment in fusion.segments
-            ),
-        }
-    )
-
-
-def _kept(setting: Setting, keep: BoolArray) -> Setting:
-    """Of the sources ``keep`` [S] alone; equal weights where all of theirs are 0."""
-    weights = setting.weights[keep]
-    return replace(setting, weights=weights if weights.any() else np.ones_like(weights))
 
 
 def _every(objective: Objective, settings: Sequence[Setting], setting_of: IntArray) -> RealArray:

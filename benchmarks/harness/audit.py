@@ -151,7 +151,7 @@ def each_ndcg(
         pipeline.config,
         pipeline.catalogue,
         turned.item_counts,
-        [config.build(name).fit(data) for name in pipeline.config.sources],
+        [config.build(name).fit(data) for name in pipeline.fusion.sources],
         pipeline.fusion,
         encoder=pipeline.encoder,
         learned=learned,

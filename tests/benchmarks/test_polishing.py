@@ -1,10 +1,8 @@
 import numpy as np
 
 from benchmarks.harness.candidates import made_up
-from benchmarks.polishing import compare, questions
+from benchmarks.polishing import Asked, compare, questions
 from fusionrec.data.histories import Histories
-from fusionrec.fusion.normalisation import Normalisation, scales
-from fusionrec.fusion.objective import Objective
 
 
 def test_questions_are_the_newest_events_after_what_came_before_them():
@@ -17,14 +15,31 @@ def test_questions_are_the_newest_events_after_what_came_before_them():
     assert before.targets.items.tolist() == [3]
 
 
+def asked(seed):
+    material = made_up(60, 60, seed, num_sources=3)
+    material.candidates.scores[2] = np.random.default_rng(seed).pareto(2, (60, 60))  # noise
+    proposed = material.candidates.scores > 0
+    proposed[2] = True
+    return Asked(material.candidates, proposed, material.targets, material.cold)
+
+
 def test_ways_are_measured_where_they_did_not_choose():
-    found = []
-    for seed in range(3):
-        material = made_up(40, 100, seed, num_sources=3)
-        normalised = Normalisation.SCALE, scales(material.candidates)
-        of_seed = Objective.of(material.candidates, material.targets, *normalised, material.cold)
-        found.append(of_seed)
-    values = compare(found, trials=20, seeds=1)
-    own, elsewhere = zip(*values.values(), strict=True)
-    assert values["polished"][0] >= max(values["best trial"][0], values["equal weights"][0])
-    assert np.mean(own) > np.mean(elsewhere)
+    values = compare([asked(seed) for seed in range(3)], 3, trials=20, seeds=1)
+    assert values["polished"].own >= max(values["best trial"].own, values["equal weights"].own)
+    assert np.mean([row.own for row in values.values()]) > np.mean(
+        [row.elsewhere for row in values.values()]
+    )
+    *whole, fewer = values.values()
+    assert not any(row.off.any() for row in whole)
+    assert fewer.off[2] > 0
+    assert not fewer.off[:2].any()
+
+
+def test_what_only_a_source_proposed_goes_with_it():
+    found = asked(0)
+    every, two = np.ones(3, dtype=bool), np.array([True, True, False])
+    assert found.objective(two) is found.objective(two)
+    assert (
+        np.isfinite(found.objective(two).terms[0]).sum()
+        < np.isfinite(found.objective(every).terms[0]).sum()
+    )

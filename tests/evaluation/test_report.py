@@ -5,7 +5,7 @@ from fusionrec.data.splits import Protocol
 from fusionrec.errors import DataError
 from fusionrec.evaluation.evaluate import measure, measure_run
 from fusionrec.evaluation.metrics import METRICS
-from fusionrec.evaluation.render import html, markdown, write
+from fusionrec.evaluation.render import html, markdown, off_sentence, write
 from fusionrec.evaluation.report import CURVE_AT, EvaluationConfig, Report, build
 from fusionrec.evaluation.significance import BootstrapConfig
 from fusionrec.evaluation.systems import Kind
@@ -224,3 +224,21 @@ def test_a_pipeline_that_finds_nothing_still_makes_a_report(
     check(html(report))
     assert markdown(report)
     assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_what_is_off_is_said_and_why(measured, cases, item_counts, catalogue, dataset_info):
+    off = {"chance": 0.75, "old": None, "popular": 1.0}
+    found = make(measured, cases, item_counts, catalogue, dataset_info, off=off, fallback="popular")
+    assert Report.model_validate_json(found.model_dump_json()) == found
+    said = (
+        "chance (75%), old are off and not asked. popular (100%) is asked only where the others "
+        "propose too few. In brackets: the share of the samples of the validation cases on which "
+        "the best weight was 0."
+    )
+    assert off_sentence(off, "popular") == said
+    assert said in markdown(found)
+    assert said in html(found)
+    plain = make(measured, cases, item_counts, catalogue, dataset_info)
+    assert "asked" not in markdown(plain)
+    assert off_sentence({}, None) == ""
+    assert off_sentence({"a": None}, None) == "a is off and not asked."

@@ -1,17 +1,32 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.harness.candidates import made_up
 from fusionrec.data.histories import Histories
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import list_ranks
-from fusionrec.fusion.candidates import Candidates, stack, union
-from fusionrec.fusion.model import Fusion, Segment, fuse
+from fusionrec.fusion.candidates import Candidates, candidates, stack, union
+from fusionrec.fusion.model import LAMBDARANK, Fusion, Segment, fuse
 from fusionrec.fusion.normalisation import Normalisation, normalise, scales
 from fusionrec.fusion.objective import Objective
-from fusionrec.fusion.refine import BAGGED, Setting, bagged, holds_out, polish, segment_settings
+from fusionrec.fusion.refine import (
+    BAGGED,
+    Setting,
+    bagged,
+    distrust,
+    holds_out,
+    polish,
+    polished,
+    segment_settings,
+    trusted,
+)
+from fusionrec.fusion.rules import Rules
+from fusionrec.sources.protocol import Ranked
 
 ITEMS = np.array([[0, 2, 5], [1, 3, -1]], dtype=np.int32)
 SCORES = np.array(
@@ -91,6 +106,90 @@ def test_fusion_round_trips_and_says_what_is_wrong(tmp_path):
     path.write_text(path.read_text().replace('"a"', '"z"', 1))
     with pytest.raises(ConfigError, match=r"must name exactly"):
         Fusion.load(path)
+
+
+def weights(found):
+    return [segment.weights for segment in found.segments]
+
+
+def test_what_has_no_weight_anywhere_is_not_asked():
+    segments = (
+        Segment(max_events=4, weights={"popularity": 0.0, "b": 2.0, "c": 0.0, "d": 0.0}),
+        Segment(weights={"popularity": 0.0, "b": 0.0, "c": 4.0, "d": 0.0}),
+    )
+    sources = ("popularity", "b", "c", "d")
+    every = fusion(sources=sources, scales=dict.fromkeys(sources, 3.0), segments=segments)
+    found = every.asked()
+    assert found.sources == ("b", "c", "popularity")
+    assert found.fallback == "popularity"  # people of whom nothing is known need it
+    assert found.scales == dict.fromkeys(found.sources, 3.0)
+    assert [each["popularity"] for each in weights(found)] == pytest.approx([2e-3, 4e-3])
+    assert found.personal.sources == ("b", "c")
+    assert found.personal.fallback is None
+    assert found.asked() == found
+    assert Fusion.model_validate_json(found.model_dump_json()) == found
+    assert every.without(("b", "c", "d")).sources == ("popularity",)
+    silent = Fusion.uniform(("a", "b"), np.ones(2, np.float32))
+    silent = silent.model_copy(update={"segments": (Segment(weights={"a": 0.0, "b": 0.0}),)})
+    assert silent.asked() == silent
+
+
+@pytest.mark.parametrize("sources", [("a", "b"), ("popularity",)])
+def test_the_fallback_is_one_of_several_sources(sources):
+    of_sources = {"sources": sources, "scales": dict.fromkeys(sources, 1.0)}
+    segments = (Segment(weights=dict.fromkeys(sources, 1.0)),)
+    with pytest.raises(ValueError, match="must be one of several sources"):
+        fusion(**of_sources, segments=segments, fallback="popularity")
+
+
+def test_trees_keep_what_they_were_grown_over(tmp_path):
+    assert Fusion.served(tmp_path) is None
+    one = Fusion.uniform(("a", "b"), np.ones(2, np.float32))
+    one = one.model_copy(update={"segments": (Segment(weights={"a": 1.0, "b": 0.0}),)})
+    one.save(tmp_path / "fusion.json")
+    assert Fusion.served(tmp_path) == one.of_sources(("a",))
+    (tmp_path / LAMBDARANK).mkdir()
+    assert Fusion.served(tmp_path) == one
+
+
+class Proposing:
+    """Proposes always the same items to histories that are not empty, or to all."""
+
+    def __init__(self, name, items, everybody=False):
+        self.name, self._items, self._everybody, self.asked = name, items, everybody, 0
+
+    def ask(self, histories):
+        self.asked += len(histories)
+        knows = self._everybody | (histories.lengths > 0)
+        items = np.where(knows[:, None], np.array(self._items, np.int32), -1)
+        scores = np.where(items >= 0, np.float32(1), np.float32(0))
+        return SimpleNamespace(
+            top=lambda k: Ranked(items[:, :k].astype(np.int32), scores[:, :k]),
+            score=lambda asked: np.isin(asked, self._items).astype(np.float32) * knows[:, None],
+        )
+
+
+def test_the_fallback_is_asked_only_where_the_others_propose_too_few():
+    personal = Proposing("a", [1, 2])
+    popular = Proposing("popularity", [7, 8], everybody=True)
+    histories = Histories.of([[0], [], [0, 4]])
+    found = candidates([personal, popular], histories, 2, fallback="popularity")
+    assert popular.asked == 1
+    assert found.items.tolist() == [[1, 2], [7, 8], [1, 2]]
+    assert found.scores.tolist() == [[[1, 1], [0, 0], [1, 1]], [[0, 0], [1, 1], [0, 0]]]
+    found = candidates([personal, popular], histories, 3, fallback="popularity")
+    assert popular.asked == 4  # nobody is offered three
+    assert found.items.tolist() == [[1, 2, 7, 8], [7, 8, -1, -1], [1, 2, 7, 8]]
+
+
+def test_the_fallback_is_asked_where_rules_leave_too_few():
+    personal = Proposing("a", [1, 2])
+    popular = Proposing("popularity", [7, 8], everybody=True)
+    rules = Rules.of(np.arange(9) >= 2, np.arange(9))
+    histories = Histories.of([[0]])
+    found = candidates([personal, popular], histories, 2, rules, fallback="popularity")
+    assert found.items.tolist() == [[2, 7, 8]]
+    assert found.scores[1].tolist() == [[0, 1, 1]]
 
 
 @pytest.mark.parametrize("bounds", [(4, 4, None), (5, 4, None), (4, 5), (None, None)])
@@ -272,3 +371,28 @@ def test_one_case_is_not_enough_to_hold():
     gain = lambda _: lambda asked: np.ones(int(asked.sum()), np.float32)  # noqa: E731
     assert not holds_out(1, gain, np.ones(1, bool), seed=0)
     assert holds_out(10, gain, np.ones(10, bool), seed=0)
+
+
+def test_samples_that_give_no_weight_vote_a_source_off():
+    votes = [(0, 1, 0, 2)] * 2 + [(0, 1, 1, 2)] * 2 + [(0, 0, 1, 2)] * 1
+    settings = [Setting(np.array(weights, np.float32)) for weights in votes]
+    assert distrust(settings).tolist() == pytest.approx([1, 0.2, 0.4, 0])
+    assert trusted(settings).tolist() == [False, True, False, True]
+    none = [Setting(np.array([0, 0], np.float32))]
+    assert trusted(none).tolist() == [True, False]  # one is asked
+
+
+def test_noise_is_voted_off_that_the_mean_trusts():
+    off = []
+    for seed in range(6):
+        material = made_up(200, 60, seed, num_sources=4)
+        candidates = material.candidates
+        candidates.scores[3] = np.random.default_rng(seed).pareto(2, candidates.items.shape)
+        normalised = Normalisation.SCALE, scales(candidates)
+        objective = Objective.of(candidates, material.targets, *normalised, material.cold)
+        settings = polished(objective, Setting(np.ones(4, np.float32)), 0)
+        assert Setting.mean(settings).weights[3] > 0
+        keep = trusted(settings)
+        assert keep[:3].all()
+        off.append(not keep[3])
+    assert np.mean(off) > 0.5  # of 200 cases a few suffice to speak for it

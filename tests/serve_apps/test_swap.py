@@ -9,6 +9,7 @@ import pytest
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.catalogue import Catalogue
+from fusionrec.fusion.model import Fusion
 from serve_apps import swap
 from serve_apps.held import BundleNotHeld
 from tests.serve_apps.rig import Rig, until
@@ -32,6 +33,20 @@ def other(store: BundleStore, tmp_path: Path, prefix: str = "Other") -> str:
     (pipeline / "catalogue.parquet").unlink()
     replace(catalogue, titles=titles).save(pipeline / "catalogue.parquet")
     return store.add(pipeline).id
+
+
+def test_the_embedder_rests_where_the_fusion_turned_semantic_off(
+    store: BundleStore, tmp_path: Path
+):
+    assert swap.Loaded.load(store, store.current().name).embeds
+    pipeline = tmp_path / "off"
+    shutil.copytree(store.current(), pipeline, ignore=shutil.ignore_patterns("manifest.json"))
+    fusion = Fusion.load(pipeline / "fusion.json")
+    (pipeline / "fusion.json").unlink()
+    fusion.without(["semantic"]).save(pipeline / "fusion.json")
+    loaded = swap.Loaded.load(store, store.add(pipeline).id)
+    assert "semantic" in loaded.manifest.pipeline["sources"]
+    assert not loaded.embeds
 
 
 def test_the_promoted_bundle_is_swapped_in_and_back(store: BundleStore, tmp_path: Path):

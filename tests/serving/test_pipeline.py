@@ -16,6 +16,9 @@ from fusionrec.language.encoder import Encoder
 from fusionrec.language.precision import INFERENCE, InferenceConfig, Precision
 from fusionrec.language.reranker import Reranker
 from fusionrec.serving.pipeline import Pipeline, Stage, read_config
+from fusionrec.serving.schemas import RecommendRequest
+from fusionrec.serving.service import Service, recommend
+from fusionrec.sources.load import load_source
 from jobs.fit import FitConfig, fit
 
 
@@ -75,6 +78,65 @@ def test_the_encoder_rests_where_no_source_asks_for_vectors(directory, histories
     assert found.encoder is None
     assert found.embed(histories) is histories
     assert found.reranker is not None
+
+
+@pytest.fixture(scope="module")
+def spare(directory, tmp_path_factory):
+    """A pipeline whose fusion trusts two sources; the others are on disk."""
+    place = shutil.copytree(directory, tmp_path_factory.mktemp("spare") / "pipeline")
+    every = Fusion.load(place / "fusion.json")
+    every.without(set(every.sources) - {"ease", "transitions"}).save(place / "fusion.json")
+    return place
+
+
+def test_what_the_fusion_turned_off_is_not_asked(directory, spare, histories, monkeypatch):
+    found = Pipeline.load(spare)
+    assert [source.name for source in found.sources] == ["ease", "transitions", "popularity"]
+    assert found.encoder is None  # semantic is off
+    assert found.embed(histories) is histories
+    assert set(found.off()) == {"popularity", "item-knn", "ials", "bm25", "semantic"}
+    assert set(found.config.sources) == {*found.off(), "ease", "transitions"}
+    lists = found.retrieve(histories)
+    assert lists.term_names == ("ease", "transitions", "popularity")
+    np.testing.assert_allclose(lists.terms.sum(axis=1), lists.scores, atol=1e-6)
+    # A search asks all that were fitted.
+    whole = Pipeline.load(spare, weighed=False)
+    assert [source.name for source in whole.sources] == list(found.config.sources)
+    assert whole.encoder is not None
+    assert whole.off() == {}
+    again = whole.asking(found.fusion)
+    np.testing.assert_array_equal(again.retrieve(histories).items, lists.items)
+    # A weight of 0 in every segment is enough.
+    every = Fusion.load(directory / "fusion.json")
+    zeros = dict.fromkeys(found.off(), 0.0)
+    segments = tuple(
+        segment.model_copy(update={"weights": {**segment.weights, **zeros}})
+        for segment in every.segments
+    )
+    every.model_copy(update={"segments": segments}).save(spare / "fusion.json")
+    zeroed = Pipeline.load(spare)
+    assert zeroed.fusion == found.fusion
+    np.testing.assert_array_equal(zeroed.retrieve(histories).items, lists.items)
+
+
+def test_people_of_whom_nothing_is_known_get_what_is_popular(directory, spare, synthetic):
+    asked = [
+        RecommendRequest(user_id="nobody knows me", k=5),
+        RecommendRequest(history=["no such item"], k=5),
+        RecommendRequest(k=5),
+        RecommendRequest(history=[synthetic.catalogue.item_ids[0]], k=5),
+    ]
+    before = recommend(Service.load(directory), Pipeline.load(directory), asked)
+    answers = recommend(Service.load(spare), Pipeline.load(spare), asked)
+    for answer, as_before in zip(answers[:3], before, strict=False):
+        assert answer.fallback == as_before.fallback is not None
+        assert [item.item_id for item in answer.items] == [i.item_id for i in as_before.items]
+        assert len(answer.items) == 5
+    assert answers[3].fallback is None
+    assert len(answers[3].items) == 5
+    popular = load_source(spare / "sources" / "popularity").top(Histories.of([[]]), 5)
+    ids = [synthetic.catalogue.item_ids[code] for code in popular.items[0]]
+    assert [item.item_id for item in answers[0].items] == ids
 
 
 def test_retrieval_alone_needs_no_catalogue(directory, pipeline, histories):

@@ -17,11 +17,16 @@ from fusionrec.data.splits import Cases, split
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import list_ranks
+from fusionrec.fusion.lambdarank import LambdaRankConfig
 from fusionrec.fusion.model import Fusion
 from fusionrec.fusion.normalisation import Normalisation
+from fusionrec.fusion.refine import Setting
 from fusionrec.serving.pipeline import Pipeline
+from fusionrec.sources.load import load_source
+from jobs.evaluate import EvaluateConfig, evaluate
 from tuning.fusion import FusionCampaign, campaign, equal, segment_bounds, setting_of, space
 from tuning.journal import ended
+from tuning.learned import FusionModel
 
 pytestmark = pytest.mark.ray
 
@@ -76,6 +81,43 @@ def test_campaign_beats_equal_weights(ray_cluster, pipeline, synthetic, tmp_path
     assert campaign(config) == found  # nothing left to evaluate, the same answer
     with pytest.raises(ConfigError, match=r"holds a campaign with another k"):
         campaign(config.model_copy(update={"k": 5}))
+
+
+def test_what_gives_nothing_is_off_until_the_next_search(
+    ray_cluster, pipeline, synthetic, tmp_path, monkeypatch, capsys
+):
+    votes = [Setting(np.array(w, np.float32)) for w in ((0, 0, 1, 1), (0.1, 0, 1, 1))]
+    monkeypatch.setattr("tuning.fusion.polished", lambda *_: votes)
+    config = FusionCampaign(
+        pipeline=pipeline,
+        dataset=synthetic.directory,
+        out=tmp_path / "campaign",
+        trials=4,
+        model=FusionModel.LAMBDARANK,
+        lambdarank=LambdaRankConfig(trees=5, leaves=4, min_leaf_rows=5),
+    )
+    found = campaign(config)
+    assert found.sources == ("transitions", "bm25", "popularity")
+    assert found.fallback == "popularity"
+    assert found.off == {"popularity": 0.5, "item-knn": 1.0}
+    said = capsys.readouterr().out
+    assert "item-knn (100%) is off and not asked." in said
+    assert "popularity (50%) is asked only where the others propose too few." in said
+    loaded = Pipeline.load(pipeline)
+    assert loaded.fusion == found
+    assert [source.name for source in loaded.sources] == list(found.sources)
+    lists = loaded.retrieve(split(synthetic).test.histories.slice(0, 20))
+    assert lists.term_names == (*found.sources, "history", "item")
+    # People of whom nothing is known get what is popular, whatever the trees say of it.
+    nobody = loaded.retrieve(Histories.of([[]]))
+    popular = load_source(pipeline / "sources" / "popularity").top(Histories.of([[]]), 30)
+    assert set(nobody.items[0].tolist()) >= set(popular.items[0].tolist())
+    assert campaign(config) == found  # it asks all of them again
+    report = evaluate(
+        EvaluateConfig(pipeline=pipeline, dataset=synthetic.directory, out=tmp_path / "report")
+    )
+    assert [system.name for system in report.systems][:4] == list(loaded.config.sources)
+    assert (report.off, report.fallback) == (found.off, "popularity")
 
 
 def test_campaign_refuses_another_data_set(pipeline, synthetic, tmp_path):

@@ -19,7 +19,7 @@ from fusionrec.retrieval.index import IndexConfig, build
 from fusionrec.serving.pipeline import Pipeline, read_config
 from fusionrec.sources.semantic import Semantic
 from tuning.front import Front, Point, choose
-from tuning.pareto import ParetoCampaign, _begun, _install, _with_prices, campaign
+from tuning.pareto import Begun, ParetoCampaign, _begun, _install, _with_prices, campaign
 from tuning.tradeoff import Tradeoff, collect, cost_ms, diversified, weighed
 
 MODES = {"ndcg": "max", "latency_ms": "min"}
@@ -61,6 +61,24 @@ def test_a_source_that_had_no_weight_gets_the_mean_one():
     found = weighed(FUSION, trust(a=0.0, b=0.0, c=2.0))
     assert [s.weights for s in found.segments] == [{"c": 1.5}, {"c": 2.0}]
     assert weighed(FUSION, trust(a=0.0, b=0.05, c=0.0)).sources == ("b",)  # one is asked
+
+
+def test_popularity_that_is_not_worth_its_time_becomes_the_fallback(fitted):
+    pipeline = Pipeline.load(fitted)
+    searched = pipeline.fusion.without(["bm25"]).model_copy(update={"off": {"bm25": 0.5}})
+    begun = Begun(fusion=searched, pipeline=pipeline.config, diversity=DiversityConfig())
+    trusts = {"trust.popularity": 0.0, "trust.item-knn": 0.0, "trust.transitions": 1.5}
+    point = Point(number=1, params=trusts, values={})
+    found = begun.at(point)
+    assert found.fusion.sources == ("transitions", "popularity")
+    assert found.fusion.fallback == "popularity"
+    # What a search of the fusion turned off stays for the next one.
+    assert found.pipeline.sources == ("popularity", "transitions", "bm25")
+    # The fallback is no part of what is traded, and stays.
+    again = begun.model_copy(update={"fusion": found.fusion})
+    kept = again.at(Point(number=1, params={"trust.transitions": 1.0}, values={}))
+    assert kept.fusion.sources == ("transitions", "popularity")
+    assert kept.fusion.fallback == "popularity"
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +265,9 @@ def test_the_front_is_kept_and_the_chosen_point_is_left(ray_cluster, fitted, syn
     chosen = front.point
     assert chosen.number == front.chosen
     pipeline = Pipeline.load(directory)
-    assert pipeline.fusion == (start if not chosen.number else weighed(start, chosen.params))
-    assert pipeline.config.sources == pipeline.fusion.sources
+    before = Begun(fusion=start, pipeline=read_config(fitted), diversity=DiversityConfig())
+    assert pipeline.fusion == before.at(chosen).fusion
+    assert set(pipeline.config.sources) == set(pipeline.fusion.sources)
 
     def left():
         return [json.loads((directory / n).read_text()) for n in ("fusion.json", "pipeline.json")]

@@ -75,12 +75,22 @@ class Stages(Protocol[L]):
         ...
 
 
-def measure(pipeline: Stages[L], cases: Cases, item_counts: IntArray, k: int) -> list[Measured]:
-    """Each source alone, then the fused list, then the reranked one where there is a reranker."""
-    histories = _embed(pipeline, cases.histories)
+def measure(
+    pipeline: Stages[L],
+    cases: Cases,
+    item_counts: IntArray,
+    k: int,
+    fitted: Stages[L] | None = None,
+) -> list[Measured]:
+    """Each source alone, then the fused list, then the reranked one where there is a reranker.
+
+    ``fitted`` has all sources that were fitted, where ``pipeline`` does not ask them all.
+    """
+    fitted = fitted or pipeline
+    histories = embedded(fitted, cases.histories)
     cases = Cases(cases.users, histories, cases.targets)
     found = []
-    for source in pipeline.sources:
+    for source in fitted.sources:
         with bar(f"ranking all items by {source.name}", len(cases)) as advance:
             found.append(measure_source(source, cases, item_counts, k, advance))
     fused = ListMeter(FUSED, Kind.FUSED, cases, DEPTH, k)
@@ -108,8 +118,8 @@ def measure_run(name: str, lists: Ranked, cases: Cases, k: int) -> Measured:
     return meter.measured()
 
 
-def _embed(pipeline: Stages[L], histories: Histories) -> Histories:
-    """Once for all systems; in blocks that an encoder can sort by length."""
+def embedded(pipeline: Stages[L], histories: Histories) -> Histories:
+    """``histories`` with their text vectors, in blocks that an encoder can sort by length."""
     vectors = []
     with bar("embedding the histories", len(histories)) as advance:
         for start in range(0, len(histories), 4 * BLOCK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def html(report: Report) -> str:
         primary=PRIMARY,
         titles=TITLES,
         orders=report.orders and orders_sentence(report.orders),
+        off=off_sentence(report.off, report.fallback),
         compared=_compared(report),
         terms=list(dict.fromkeys(term for row in report.weights.values() for term in row)),
         metric_chart=Markup(charts.metric_chart(report)),  # noqa: S704 - charts escape their text
@@ -118,6 +120,8 @@ def markdown(report: Report) -> str:
             for segment, row in report.weights.items()
         ]
         lines += _table(["segment", *terms], rows)
+    if report.off or report.fallback:
+        lines += ["", off_sentence(report.off, report.fallback)]
     if report.orders is not None:
         lines += ["", "## The order of the candidates", "", orders_sentence(report.orders)]
     lines += [
@@ -140,6 +144,28 @@ def sentence(found: Comparison, k: int) -> str:
         f"**{found.b}**{ratio}; the difference {_interval(found.difference)} is {verdict}, "
         f"p {p_value(found.p_value)}."
     )
+
+
+def off_sentence(off: Mapping[str, float | None], fallback: str | None) -> str:
+    """Which sources are not asked, and why: how the samples of the cases voted, where they did."""
+
+    def told(name: str) -> str:
+        share = off.get(name)
+        return name if share is None else f"{name} ({share:.0%})"
+
+    sentences = []
+    names = [name for name in off if name != fallback]
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        sentences.append(f"{', '.join(map(told, names))} {verb} off and not asked.")
+    if fallback is not None:
+        sentences.append(f"{told(fallback)} is asked only where the others propose too few.")
+    if any(share is not None for share in off.values()):
+        sentences.append(
+            "In brackets: the share of the samples of the validation cases on which the best "
+            "weight was 0."
+        )
+    return " ".join(sentences)
 
 
 def orders_sentence(found: OrderSensitivity) -> str:

@@ -99,6 +99,11 @@ class Report(Config):
     """Pairs of systems, each in every metric; the first is served list against best source."""
     weights: dict[str, dict[str, float]]
     """Segment → term → weight of the fusion."""
+    off: dict[str, float | None] = Field(default_factory=dict)
+    """Source that is not asked, or only as the fallback → the share of the samples of the
+    validation cases in which the search gave it no weight; null where no search turned it off."""
+    fallback: str | None = None
+    """The source that is asked only where the others propose too few."""
     orders: OrderSensitivity | None = None
     """Of a reranker that reads its candidates together; null of any other."""
     seconds: float
@@ -158,6 +163,8 @@ def build(
     item_counts: IntArray,
     vectors: FloatArray | None = None,
     weights: Mapping[str, Mapping[str, float]] | None = None,
+    off: Mapping[str, float | None] | None = None,
+    fallback: str | None = None,
     orders: OrderSensitivity | None = None,
     seconds: float = 0.0,
     config: EvaluationConfig | None = None,
@@ -227,6 +234,8 @@ def build(
             for m, metric in enumerate(METRICS)
         ),
         weights={segment: dict(row) for segment, row in (weights or {}).items()},
+        off=dict(off or {}),
+        fallback=fallback,
         orders=orders,
         seconds=seconds,
     )

@@ -53,24 +53,55 @@ def union(rankings: Sequence[CodeArray]) -> CodeArray:
 
 
 def candidates(
-    sources: Sequence[Source], histories: Histories, k: int, rules: Rules | None = None
+    sources: Sequence[Source],
+    histories: Histories,
+    k: int,
+    rules: Rules | None = None,
+    fallback: str | None = None,
 ) -> Candidates:
-    """The union of the top ``k`` of every source that ``rules`` permit, scored by every source."""
+    """The union of the top ``k`` of every source that ``rules`` permit, scored by every source.
+
+    The source named ``fallback`` is asked only for histories of which the others propose fewer than
+    ``k``; its scores for all others are 0.
+    """
     blocks = [
-        _candidates(sources, histories.slice(start, min(start + _BLOCK, len(histories))), k, rules)
+        _candidates(
+            sources, histories.slice(start, min(start + _BLOCK, len(histories))), k, rules, fallback
+        )
         for start in range(0, max(len(histories), 1), _BLOCK)
     ]
     return blocks[0] if len(blocks) == 1 else stack(blocks)
 
 
 def _candidates(
-    sources: Sequence[Source], histories: Histories, k: int, rules: Rules | None
+    sources: Sequence[Source],
+    histories: Histories,
+    k: int,
+    rules: Rules | None,
+    fallback: str | None,
 ) -> Candidates:
-    answers = [source.ask(histories) for source in sources]
-    items = union([answer.top(k).items for answer in answers])
+    rows = np.arange(len(histories))
+    answers = {s.name: (rows, s.ask(histories)) for s in sources if s.name != fallback}
+    items = union([answer.top(k).items for _, answer in answers.values()])
+    if fallback is not None:
+        (short,) = np.nonzero(
+            (items >= 0 if rules is None else rules.allows(items)).sum(axis=1) < k
+        )
+        if len(short):
+            [source] = (source for source in sources if source.name == fallback)
+            answer = source.ask(histories.take(short))
+            answers[fallback] = short, answer
+            more = np.full((len(items), k), -1, dtype=np.int32)
+            top = answer.top(k).items
+            more[short, : top.shape[1]] = top
+            items = union([items, more])
     if rules is not None:
         items = union([rules.keep(items, histories, k)])
-    scores = np.stack([answer.score(items) for answer in answers])
+    scores = np.zeros((len(sources), *items.shape), dtype=np.float32)
+    for number, source in enumerate(sources):
+        if source.name in answers:
+            asked, answer = answers[source.name]
+            scores[number, asked] = answer.score(items[asked])
     return Candidates(items, scores, histories.lengths)
 
 

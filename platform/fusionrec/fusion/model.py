@@ -6,12 +6,16 @@ A segment is a range of history lengths; ``cold`` is a factor on items without t
 reranker's score is one more term over the top of the list. Since the score is a sum, its terms
 explain it exactly.
 
+A source of the pipeline that is not in the fusion is *off*: it is not asked. The *fallback* is in
+it, and is asked only for a history of which the others propose too few: popularity for people of
+whom nothing is known, where it adds nothing to anybody else's list.
+
 Shape legend: B histories, S sources, C candidates, T terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +33,10 @@ RERANKER = "reranker"
 """Name of the reranker's term."""
 LAMBDARANK = "lambdarank"
 """Directory of the learned fusion in a pipeline's, beside ``fusion.json``."""
+FALLBACK = "popularity"
+"""The source that knows something for everybody, those of whom nothing is known among them."""
+_FALLBACK_WEIGHT = 1e-3
+"""Relative to the largest: it orders what the others say nothing of, and little else."""
 
 
 class Segment(Config):
@@ -55,6 +63,12 @@ class Fusion(Config):
     """Source → the constant of the normalisation ``scale``."""
     segments: tuple[Segment, ...] = Field(min_length=1)
     """By ascending ``max_events``; the last one has no bound."""
+    fallback: str | None = None
+    """The one of ``sources`` that is asked only where the others propose too few; None: all are
+    always asked."""
+    off: dict[str, float] = Field(default_factory=dict)
+    """Source that a search turned off, or made the fallback → the share of the samples of the cases
+    in which its weight was 0; see :func:`fusionrec.fusion.refine.trusted`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -66,6 +80,10 @@ class Fusion(Config):
         for named in (self.scales, *(segment.weights for segment in self.segments)):
             if set(named) != set(self.sources):
                 raise ValueError(f"weights and scales must name exactly {list(self.sources)}")
+        if self.fallback is not None and (
+            self.fallback not in self.sources or len(self.sources) == 1
+        ):
+            raise ValueError(f"fallback {self.fallback!r} must be one of several sources")
         return self
 
     @classmethod
@@ -76,6 +94,54 @@ class Fusion(Config):
             scales=dict(zip(sources, map(float, scales), strict=True)),
             segments=(Segment(weights=dict.fromkeys(sources, 1.0)),),
         )
+
+    def of_sources(self, names: Sequence[str]) -> Self:
+        """The same over the sources ``names`` alone, in that order."""
+        return self.model_copy(
+            update={
+                "sources": tuple(names),
+                "scales": {name: self.scales[name] for name in names},
+                "segments": tuple(
+                    segment.model_copy(update={"weights": {n: segment.weights[n] for n in names}})
+                    for segment in self.segments
+                ),
+                "fallback": self.fallback if self.fallback in names else None,
+            }
+        )
+
+    def with_fallback(self, name: str, scale: float) -> Self:
+        """With one more source, asked only where the others propose too few."""
+        segments = []
+        for segment in self.segments:
+            weight = _FALLBACK_WEIGHT * max(segment.weights.values())
+            weights = {**segment.weights, name: weight}
+            segments.append(segment.model_copy(update={"weights": weights}))
+        return self.model_copy(
+            update={
+                "sources": (*self.sources, name),
+                "scales": {**self.scales, name: scale},
+                "segments": tuple(segments),
+                "fallback": name,
+            }
+        )
+
+    def without(self, names: Collection[str]) -> Self:
+        """Without the sources ``names``, which are off; popularity stays as the fallback."""
+        kept = self.of_sources([name for name in self.sources if name not in names])
+        if FALLBACK not in names or FALLBACK not in self.sources:
+            return kept
+        return kept.with_fallback(FALLBACK, self.scales[FALLBACK])
+
+    @property
+    def personal(self) -> Self:
+        """Without the fallback."""
+        return self.of_sources([name for name in self.sources if name != self.fallback])
+
+    def asked(self) -> Self:
+        """Without the sources that have weight 0 in every segment, unless all have."""
+        used = {n for segment in self.segments for n, w in segment.weights.items() if w > 0}
+        unused = set(self.sources) - used
+        return self.without(unused) if used and unused else self
 
     def segment_of(self, lengths: IntArray) -> IntArray:
         """[B] the segment of histories of these lengths."""
@@ -118,6 +184,21 @@ class Fusion(Config):
             raise ConfigError(f"{path} cannot be read: run `python -m tuning.fusion`") from error
         except ValidationError as error:
             raise ConfigError(f"{path} is wrong: {error.errors()[0]['msg']}") from error
+
+    @classmethod
+    def served(cls, directory: Path) -> Self | None:
+        """What a pipeline directory is served with; None where nothing has been searched.
+
+        Trees were grown over a fusion as it stands; else what has no weight is not asked.
+
+        Raises:
+            ConfigError: the file is inconsistent.
+        """
+        path = directory / "fusion.json"
+        if not path.is_file():
+            return None
+        fusion = cls.load(path)
+        return fusion if (directory / LAMBDARANK).is_dir() else fusion.asked()
 
     def save(self, path: Path) -> None:
         """Write beside, then rename."""

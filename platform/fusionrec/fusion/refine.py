@@ -2,10 +2,14 @@
 
 Polishing is coordinate ascent on the validation objective. On a few hundred cases it follows their
 noise, so it is done on many samples of them and the outcomes are averaged: bagging, Breiman,
-"Bagging Predictors" (Machine Learning, 1996). A segment's own weights always look better on the
-cases that chose them, so they are accepted by cross-fitting: chosen on one half of the segment's
-cases, measured on the other, both ways round; the gain on cases that did not choose must be
-positive at the 5% level.
+"Bagging Predictors" (Machine Learning, 1996). A mean is hardly ever 0, not even that of a source
+without any signal, so the samples vote on which sources are asked at all: stability selection,
+Meinshausen and Bühlmann (JRSS B, 2010). Those that are asked are polished once more, from where all
+began: polished from where polishing ended, weights would follow the noise further.
+
+A segment's own weights always look better on the cases that chose them, so they are accepted by
+cross-fitting: chosen on one half of the segment's cases, measured on the other, both ways round;
+the gain on cases that did not choose must be positive at the 5% level.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ BAGGED = 16
 """Samples of the cases that weights are polished on."""
 _SHARE = 0.8
 """Of the cases, in each sample."""
+_DISTRUST = 0.3
+"""Share of the samples that may give a source weight 0 before it is off; Meinshausen and Bühlmann
+want a variable chosen by .6 to .9 of them."""
 ONE_SIDED_5_PERCENT = 1.645
 _FLOOR = 0.01
 """Where a weight of 0 starts from when it is tried again, relative to the largest."""
@@ -47,6 +54,11 @@ class Setting:
         weights = [each.weights / max(float(each.weights.max()), _SMALL) for each in settings]
         cold_factor = float(np.mean([each.cold_factor for each in settings]))
         return cls(np.mean(weights, axis=0).astype(np.float32), cold_factor)
+
+    def of_sources(self, keep: BoolArray) -> Self:
+        """Of the sources ``keep`` [S] alone; equal weights where all of theirs are 0."""
+        weights = self.weights[keep]
+        return replace(self, weights=weights if weights.any() else np.ones_like(weights))
 
 
 def polish(objective: Objective, start: Setting, max_rounds: int = 3) -> Setting:
@@ -110,19 +122,19 @@ def holds_out(
     return float(gain.mean()) > ONE_SIDED_5_PERCENT * error
 
 
-def bagged(
+def polished(
     objective: Objective,
     start: Setting,
     seed: int,
     advance: Callable[[], object] = lambda: None,
-) -> Setting:
-    """The mean of what polishing makes of ``start`` on random samples of the cases.
+) -> list[Setting]:
+    """What polishing makes of ``start`` on each of ``BAGGED`` random samples of the cases.
 
     Args:
         objective: over all cases.
         start: where each polishing begins.
         seed: of the samples.
-        advance: called after each of ``BAGGED`` polishings.
+        advance: called after each polishing.
     """
     generator = np.random.default_rng(seed)
     found = []
@@ -130,7 +142,33 @@ def bagged(
         sample = generator.random(objective.num_cases) < _SHARE
         found.append(polish(objective.take(sample), start))
         advance()
-    return Setting.mean(found)
+    return found
+
+
+def bagged(
+    objective: Objective,
+    start: Setting,
+    seed: int,
+    advance: Callable[[], object] = lambda: None,
+) -> Setting:
+    """The mean of what :func:`polished` finds."""
+    return Setting.mean(polished(objective, start, seed, advance))
+
+
+def distrust(settings: Sequence[Setting]) -> FloatArray:
+    """[S] the share of the settings in which each source has weight 0."""
+    zero = np.stack([setting.weights == 0 for setting in settings])
+    return np.asarray(zero.mean(axis=0, dtype=np.float32))
+
+
+def trusted(settings: Sequence[Setting]) -> BoolArray:
+    """[S] the sources to ask: those that seven tenths of the ``settings`` trust; at least one.
+
+    What :func:`polished` found on samples of the cases votes, as in stability selection.
+    """
+    keep = distrust(settings) <= _DISTRUST
+    keep[int(Setting.mean(settings).weights.argmax())] = True
+    return np.asarray(keep)
 
 
 def segment_settings(

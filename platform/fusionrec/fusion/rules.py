@@ -68,12 +68,16 @@ class Rules:
         order = np.argsort(-item_counts[codes], kind="stable")
         return cls(permitted, codes[order].astype(np.int32))
 
+    def allows(self, items: CodeArray) -> BoolArray:
+        """[B, C] which of ``items`` are items, and permitted."""
+        return (items >= 0) & self.permitted[np.maximum(items, 0)]
+
     def keep(self, items: CodeArray, histories: Histories, k: int) -> CodeArray:
         """The permitted of [B, C] ``items``, filled up to ``k`` a history.
 
         Wider than before where something was filled up; in no order, with −1 anywhere.
         """
-        kept = np.where((items >= 0) & self.permitted[np.maximum(items, 0)], items, -1)
+        kept = np.where(self.allows(items), items, -1)
         (short,) = np.nonzero((kept >= 0).sum(axis=1) < k)
         if not len(short):
             return kept.astype(np.int32)

@@ -68,16 +68,11 @@ class PipelineConfig(Config):
     protocol: Protocol
     """The split whose training part they saw."""
     sources: tuple[str, ...]
-    """Names, in the order of the fusion's tensors."""
+    """Names of all that were fitted. The fusion says which of them are asked."""
     candidates: int = Field(default=100, ge=1)
     """Items that each source proposes for a history."""
     rerank_top: int = Field(default=20, ge=1)
     """Places of the fused list that the reranker reads."""
-
-    @property
-    def embeds(self) -> bool:
-        """Whether a source asks for the text vectors of histories: else the encoder rests."""
-        return Semantic.name in self.sources
 
     def refuse_other_data(self, dataset: Dataset, pipeline: Path) -> None:
         """Check that the sources in the folder ``pipeline`` were fitted on ``dataset``.
@@ -113,6 +108,7 @@ class Pipeline:
         self._catalogue = catalogue
         self.item_counts = item_counts
         self.sources = sources
+        """In the order of the fusion's tensors."""
         self.fusion = fusion
         self.encoder = encoder
         self.reranker = reranker
@@ -123,8 +119,14 @@ class Pipeline:
         self._cold = item_counts == 0
 
     @classmethod
-    def load(cls, directory: Path, *, stages: frozenset[Stage] = ALL_STAGES) -> Self:
+    def load(
+        cls, directory: Path, *, stages: frozenset[Stage] = ALL_STAGES, weighed: bool = True
+    ) -> Self:
         """Load what ``stages`` need of a pipeline directory; large arrays are memory-mapped.
+
+        A source that the fusion does not ask stays on disk, and where none asks for text vectors,
+        so does the encoder. With ``weighed`` off the fusion and its trees stay there instead: every
+        source that was fitted is asked, under equal weights, as before any search.
 
         A language model whose precision is bf16 is loaded in fp32 on a machine that has no
         instructions for bf16.
@@ -139,14 +141,15 @@ class Pipeline:
         retrieves = Stage.RETRIEVER in stages
         # Who only retrieves knows codes: the texts of a million items take a gigabyte.
         reads = stages != {Stage.RETRIEVER}
-        names = config.sources if retrieves else ()
-        embeds = Stage.EMBEDDER in stages and config.embeds and (directory / "encoder").is_dir()
         reranks = Stage.RERANKER in stages and (directory / "reranker").is_dir()
         vectors = directory / "vectors.npy"
         try:
+            fusion = (Fusion.served(directory) if weighed else None) or _equal(config)
+            names = fusion.sources if retrieves else ()
+            asks = Stage.EMBEDDER in stages and Semantic.name in fusion.sources
+            embeds = asks and (directory / "encoder").is_dir()
             sources = [load_source(directory / "sources" / name) for name in names]
             item_counts = np.load(directory / "item_counts.npy", allow_pickle=False)
-            fusion = _fusion(directory, config)
             releases = Releases.load(directory / RELEASES) if retrieves else None
             return cls(
                 config,
@@ -159,12 +162,29 @@ class Pipeline:
                 np.load(vectors, mmap_mode="r", allow_pickle=False)
                 if retrieves and vectors.is_file()
                 else None,
-                _learned(directory, fusion, item_counts) if retrieves else None,
+                _learned(directory, fusion, item_counts) if retrieves and weighed else None,
                 _diversity(directory / DIVERSITY, item_counts, releases) if retrieves else None,
                 load_rules(directory, item_counts, releases) if retrieves else None,
             )
         except OSError as error:
             raise BundleError(f"{directory} is incomplete: {error}; run the jobs again") from error
+
+    def asking(self, fusion: Fusion) -> Pipeline:
+        """Retrieval alone, by another fusion over some of these sources, without trees.
+
+        For histories that have their text vectors already.
+        """
+        named = {source.name: source for source in self.sources}
+        return Pipeline(
+            self.config,
+            self._catalogue,
+            self.item_counts,
+            [named[name] for name in fusion.sources],
+            fusion,
+            item_vectors=self.item_vectors,
+            diversity=self.diversity,
+            rules=self.rules,
+        )
 
     @property
     def catalogue(self) -> Catalogue:
@@ -181,7 +201,8 @@ class Pipeline:
 
     def candidates(self, histories: Histories) -> Candidates:
         """What the sources propose and the rules permit, and what each source thinks of it."""
-        return candidates(self.sources, histories, self.config.candidates, self.rules)
+        k, fallback = self.config.candidates, self.fusion.fallback
+        return candidates(self.sources, histories, k, self.rules, fallback)
 
     def retrieve(self, histories: Histories) -> Fused:
         """The fused list of each history; none of its own items is in it."""
@@ -196,6 +217,12 @@ class Pipeline:
         """What the fusion trusts, for people: as :meth:`Fusion.table`, and what trees look at."""
         table = self.fusion.table()
         return table if self.learned is None else {**table, **self.learned.table()}
+
+    def off(self) -> dict[str, float | None]:
+        """Sources that were fitted and are not always asked → why, as :attr:`Fusion.off` says."""
+        fusion, names = self.fusion, self.config.sources
+        unasked = [name for name in names if name not in fusion.sources or name == fusion.fallback]
+        return {name: fusion.off.get(name) for name in unasked}
 
     def rerank(self, histories: Histories, fused: Fused) -> Fused:
         """Add the reranker's term over the top of each list of a segment that it helps.
@@ -262,11 +289,8 @@ def _reranker(folder: Path, precision: Precision) -> AnyReranker:
     return load_reranker(folder, precision=precision, frozen=True)
 
 
-def _fusion(directory: Path, config: PipelineConfig) -> Fusion:
-    """The searched fusion, or equal weights where nothing has been searched yet."""
-    path = directory / "fusion.json"
-    if path.is_file():
-        return Fusion.load(path)
+def _equal(config: PipelineConfig) -> Fusion:
+    """Equal weights: where nothing has been searched yet."""
     return Fusion.uniform(config.sources, np.ones(len(config.sources), dtype=np.float32))
 
 

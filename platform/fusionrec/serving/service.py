@@ -105,12 +105,11 @@ class Service:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """From a bundle, or from a pipeline directory that is not published yet."""
-        fusion = directory / "fusion.json"
         return cls(
             bundle=directory.name,
             catalogue=Catalogue.load(directory / "catalogue.parquet"),
             users=KnownUsers.load(directory / "users.parquet"),
-            fusion=Fusion.load(fusion) if fusion.is_file() else None,
+            fusion=Fusion.served(directory),
         )
 
     def rerank_weights(self, histories: Histories) -> FloatArray:

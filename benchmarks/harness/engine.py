@@ -26,11 +26,10 @@ REFUSED, RESET, TIMED_OUT = -1, -2, -3
 
 NAMES = {REFUSED: "refused", RESET: "reset", TIMED_OUT: "timed out"}
 
-RECORD = np.dtype(
-    [("due", "f8"), ("sent", "f8"), ("done", "f8"), ("outcome", "i2"), ("marks", "u1")]
-)
-"""One request: three moments of ``time.monotonic()``, its status or outcome, and a bit for each
-mark that the answer contains."""
+MOMENTS = ("due", "dialled", "sent", "done")
+RECORD = np.dtype([*((name, "f8") for name in MOMENTS), ("outcome", "i2"), ("marks", "u1")])
+"""One request: moments of ``time.monotonic()``, its status or outcome, and a bit for each mark that
+the answer contains. ``dialled`` is when its connection began to be made; 0 where it got none."""
 
 Records = npt.NDArray[np.void]
 RECONNECT_S = 0.05
@@ -40,8 +39,9 @@ SWEEP_S = 0.05
 class Connection(asyncio.Protocol):
     """One keep-alive connection with at most one request under way."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, dialled: float) -> None:
         self._load = load
+        self._dialled = dialled
         self._parser = httptools.HttpResponseParser(self)
         self._body = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -52,6 +52,7 @@ class Connection(asyncio.Protocol):
         """Write the request of that number."""
         assert self._transport is not None
         self.index = index
+        self._load.dialled[index] = self._dialled
         self._load.sent[index] = time.monotonic()
         self._transport.write(self._load.requests[index])
 
@@ -105,7 +106,9 @@ class Load:
     ) -> None:
         self.requests = requests
         size = len(requests) if due is None else min(len(requests), len(due))
-        self.due, self.sent, self.done = (array("d", bytes(8 * size)) for _ in range(3))
+        self.due, self.dialled, self.sent, self.done = (
+            array("d", bytes(8 * size)) for _ in MOMENTS
+        )
         self.outcome, self.marks = array("h", bytes(2 * size)), array("B", bytes(size))
         self._size = size
         self._offsets = due
@@ -134,11 +137,9 @@ class Load:
             ConfigError: nothing listens there.
         """
         self._address = (host, port)
-        loop = asyncio.get_running_loop()
         try:
             for _ in range(self._num_connections):
-                _, connection = await loop.create_connection(lambda: Connection(self), host, port)
-                self._connections.append(connection)
+                self._connections.append(await self._dial())
         except OSError as error:
             raise ConfigError(f"nothing listens on {host}:{port} ({error}): start it") from error
         started()
@@ -242,14 +243,17 @@ class Load:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _dial(self) -> Connection:
+        """Make a connection, or raise OSError."""
+        made = Connection(self, time.monotonic())
+        await asyncio.get_running_loop().create_connection(lambda: made, *self._address)
+        return made
+
     async def _connect(self) -> None:
         """Until it succeeds; each refusal fails a request that waits for a connection."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self), *self._address
-                )
+                connection = await self._dial()
             except OSError:
                 index = self._waiting.popleft() if self._waiting else None
                 if self._offsets is None:
@@ -280,6 +284,6 @@ class Load:
     def records(self) -> Records:
         """What was sent, as an array."""
         records = np.zeros(self._size, dtype=RECORD)
-        for name in ("due", "sent", "done", "outcome", "marks"):
+        for name in (*MOMENTS, "outcome", "marks"):
             records[name] = np.asarray(getattr(self, name))[: self._size]
         return records

@@ -18,13 +18,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.engine import NAMES, REFUSED
+from benchmarks.harness.engine import NAMES, REFUSED, RESET
 from benchmarks.harness.processes import LoadProcess
 from benchmarks.load import Result
 from fusionrec.client import Client
 from fusionrec.errors import RequestFailed
 
 POLL_S = 0.1
+SPARE_S = 60.0
+"""Load that is ordered beyond what is planned: a pinger that ends by itself while it is told to
+would die of the signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,30 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """What a fault has done, on the clock of the records."""
+
+    began_s: float
+    """When it began: nothing was wrong before."""
+    done_s: float
+    """When what it was to end had ended; as :attr:`began_s` where it ends nothing.
+
+    A process that gets SIGKILL goes on for a while, longer where the processors are busy: its
+    connections are there, its backlog takes new ones, requests arrive and nobody reads them.
+    """
+    recovered: Callable[[], bool]
+    """Whether the endpoint is at full strength again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Happening:
     """What :func:`observe` saw."""
 
     result: Result
     fault_s: float
     """When the fault began, on the clock of the records."""
+    gone_s: float
+    """When what it ended had ended: :attr:`Damage.done_s`."""
     recovered_s: float | None
     """When the endpoint was at full strength again; None if it never was."""
     client_calls: int
@@ -78,16 +99,35 @@ class Happening:
         return sum(n for outcome, n in self.result.counts.items() if outcome >= 500)
 
     @property
-    def refused(self) -> int:
-        """Requests that found nobody to connect to."""
-        return self.result.counts[REFUSED]
-
-    @property
     def in_flight(self) -> int:
-        """Requests sent and not answered when the fault began."""
+        """Requests under way at a moment between the fault's begin and the end of what it ended.
+
+        More than were in the hands of one gateway: which one had a request cannot be told.
+        """
+        return int(self._in_flight().sum())
+
+    def errors_not_in_flight(self, excused: npt.NDArray[np.bool_] | None = None) -> int:
+        """Requests without status 200 beside those in flight and those that are excused."""
+        failed = (self.result.records["outcome"] != 200) & ~self._in_flight()
+        return int((failed if excused is None else failed & ~excused).sum())
+
+    def turned_away(self) -> npt.NDArray[np.bool_]:
+        """Requests that nobody took, until the endpoint was at full strength.
+
+        The connection was refused; or it was one of the process that had ended, which the pinger
+        had not noticed yet; or it was made, and the answer 503.
+        """
         records = self.result.records
-        sent = (records["sent"] > 0) & (records["sent"] <= self.fault_s)
-        return int((sent & (records["done"] > self.fault_s)).sum())
+        outcome, sent = records["outcome"], records["sent"]
+        stale = (outcome == RESET) & (records["dialled"] <= self.gone_s)
+        after = (stale | (outcome == 503)) & (sent > self.gone_s)
+        refused = (outcome == REFUSED) & (sent > self.fault_s)
+        return np.asarray((refused | after) & (sent <= self._end_s))
+
+    def _in_flight(self) -> npt.NDArray[np.bool_]:
+        records = self.result.records
+        sent = (records["dialled"] > 0) & (records["sent"] > 0) & (records["sent"] <= self.gone_s)
+        return np.asarray(sent & (records["done"] > self.fault_s))
 
     @property
     def recovery_s(self) -> float | None:
@@ -122,15 +162,14 @@ class Happening:
 
 def observe(
     scene: Scene,
-    fault: Callable[[Scene], Callable[[], bool]],
+    fault: Callable[[Scene], Damage],
     marks: tuple[str, ...] = (),
 ) -> Happening:
     """Load, fault, recovery, load.
 
     Args:
         scene: what is asked and how.
-        fault: does it, and returns what says whether the endpoint is at full strength again; that
-            is asked every ``POLL_S`` seconds.
+        fault: does it; whether the endpoint has recovered is asked every ``POLL_S`` seconds.
         marks: strings to look for in the pinger's answers.
     """
     pinger = LoadProcess(
@@ -140,22 +179,28 @@ def observe(
         connections=scene.connections,
         rate=scene.rate,
         # Ends early, below, when the endpoint has recovered.
-        duration_s=scene.before_s + scene.patience_s + scene.after_s,
+        duration_s=scene.before_s + scene.patience_s + scene.after_s + SPARE_S,
         timeout_s=scene.timeout_s,
     )
     with _ClientPinger(scene) as client:
         pinger.await_start()
         time.sleep(scene.before_s)
-        fault_s = time.monotonic()
-        recovered = fault(scene)
+        damage = fault(scene)
         recovered_s = None
-        while recovered_s is None and time.monotonic() < fault_s + scene.patience_s:
-            if recovered():
+        while recovered_s is None and time.monotonic() < damage.began_s + scene.patience_s:
+            if damage.recovered():
                 recovered_s = time.monotonic()
             time.sleep(POLL_S)
         time.sleep(scene.after_s)
         pinger.stop()
-    return Happening(pinger.result(), fault_s, recovered_s, client.calls, tuple(client.failures))
+    return Happening(
+        result=pinger.result(),
+        fault_s=damage.began_s,
+        gone_s=damage.done_s,
+        recovered_s=recovered_s,
+        client_calls=client.calls,
+        client_failures=tuple(client.failures),
+    )
 
 
 class _ClientPinger:

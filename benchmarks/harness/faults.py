@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
 from benchmarks.harness import actors
-from benchmarks.harness.experiment import Happening, Scene, percentiles
+from benchmarks.harness.experiment import Damage, Happening, Scene, percentiles
 from benchmarks.harness.processes import DEGRADED, LoadProcess
 from fusionrec.bundles.manifest import MANIFEST
 from fusionrec.bundles.store import BundleStore
@@ -32,7 +33,8 @@ SLOW_S, SLOW_PERIOD_S, SLOW_SHARE = 8.0, 0.2, 0.1
 QUIET_S = 3.0
 """Time without an error after which an overload counts as over."""
 
-Recovered = Callable[[], bool]
+END_S = 30.0
+"""Patience with a process that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ class Fault:
     """Something that happens to an endpoint."""
 
     name: str
-    do: Callable[[Scene], Recovered]
-    """Does it; the function that it returns says whether all is as before."""
+    do: Callable[[Scene], Damage]
+    """Does it."""
     breaches: Callable[[Happening], list[str]]
     """What of its promises the endpoint has broken."""
     marks: tuple[str, ...] = (DEGRADED,)
@@ -50,7 +52,7 @@ class Fault:
 def stage_replica(deployment: str) -> Fault:
     """SIGKILL of one replica of a stage: nobody sees an error."""
 
-    def do(_: Scene) -> Recovered:
+    def do(_: Scene) -> Damage:
         return _kill(actors.find().replicas[deployment][:1])
 
     return Fault(f"SIGKILL of one {deployment.lower()}", do, _nobody_notices)
@@ -74,11 +76,12 @@ def gateway() -> Fault:
 
 def proxy(name: str) -> Fault:
     """SIGKILL of what accepts connections: likewise; until it is back, they are turned away."""
-    return Fault(
-        f"SIGKILL of the proxy ({name})",
-        lambda _: _kill(actors.find().proxies),
-        _only_what_it_had,
-    )
+
+    def do(scene: Scene) -> Damage:
+        damage = _kill(actors.find().proxies)
+        return replace(damage, recovered=lambda: damage.recovered() and _answers(scene))
+
+    return Fault(f"SIGKILL of the proxy ({name})", do, _only_what_it_had)
 
 
 def every_reranker() -> Fault:
@@ -93,10 +96,11 @@ def every_reranker() -> Fault:
 def slow_reranker() -> Fault:
     """All rerankers ten times slower for a while: answers without them, no errors."""
 
-    def do(_: Scene) -> Recovered:
-        slow = threading.Thread(target=_slow_down, args=(actors.find().replicas["Reranker"],))
+    def do(_: Scene) -> Damage:
+        rerankers = actors.find().replicas["Reranker"]
+        slow = threading.Thread(target=_slow_down, args=(rerankers,))
         slow.start()
-        return lambda: not slow.is_alive() and actors.at_full_strength()
+        return _begun(lambda: not slow.is_alive() and actors.at_full_strength())
 
     return Fault("slow rerankers", do, _degraded_rather_than_failed)
 
@@ -111,9 +115,10 @@ def swap(store: BundleStore, spike: float = SPIKE) -> Fault:
     old = store.current().name
     new = another_bundle(store)
 
-    def do(scene: Scene) -> Recovered:
+    def do(scene: Scene) -> Damage:
+        damage = _begun(lambda: _answers(scene, new))
         store.promote(new, "chaos")
-        return _in_service(scene, new)
+        return damage
 
     return Fault("swap of the bundle", do, partial(_smooth, spike), (DEGRADED, old, new))
 
@@ -122,8 +127,10 @@ def rollback(store: BundleStore, old: str) -> Fault:
     """The bundle of before a swap becomes current again: likewise."""
     new = store.current().name
 
-    def do(scene: Scene) -> Recovered:
-        return _in_service(scene, store.rollback())
+    def do(scene: Scene) -> Damage:
+        damage = _begun(lambda: _answers(scene, old))
+        store.rollback()
+        return damage
 
     return Fault("rollback of the bundle", do, partial(_smooth, SPIKE), (DEGRADED, new, old))
 
@@ -138,7 +145,7 @@ def overload(capacity: float, burst_s: float, bound_s: float) -> Fault:
     """
     burst: list[LoadProcess] = []
 
-    def do(scene: Scene) -> Recovered:
+    def do(scene: Scene) -> Damage:
         process = LoadProcess(
             url=f"{scene.address}/v1/recommend",
             requests=scene.requests,
@@ -150,7 +157,7 @@ def overload(capacity: float, burst_s: float, bound_s: float) -> Fault:
         burst.append(process)
         process.await_start()
         ends = time.monotonic() + burst_s
-        return lambda: time.monotonic() > ends and _answers_at_once(scene)
+        return _begun(lambda: time.monotonic() > ends and _answers_whole(scene))
 
     def breaches(seen: Happening) -> list[str]:
         found = []
@@ -201,12 +208,35 @@ def another_bundle(store: BundleStore) -> str:
         shutil.rmtree(pipeline)
 
 
-def _kill(pids: Sequence[int]) -> Recovered:
+def _begun(recovered: Callable[[], bool]) -> Damage:
+    """Of what begins now and ends nothing."""
+    now = time.monotonic()
+    return Damage(now, now, recovered)
+
+
+def _kill(pids: Sequence[int]) -> Damage:
+    """SIGKILL, and wait until all of their threads are gone and their sockets closed."""
     assert pids, "there is nothing to kill"
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
     gone = set(pids)
-    return lambda: not gone & actors.find().all() and actors.at_full_strength()
+    with ExitStack() as stack:
+        handles = [_handle(pid, stack) for pid in pids]
+        began_s = time.monotonic()
+        for handle in handles:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        for handle in handles:
+            ended, _, _ = select.select([handle], [], [], END_S)
+            assert ended, f"{pids} go on after SIGKILL"
+        done_s = time.monotonic()
+    return Damage(
+        began_s, done_s, lambda: not gone & actors.find().all() and actors.at_full_strength()
+    )
+
+
+def _handle(pid: int, stack: ExitStack) -> int:
+    """A file that can be read when the process has ended, whoever waits for it."""
+    handle = os.pidfd_open(pid)
+    stack.callback(os.close, handle)
+    return handle
 
 
 def _slow_down(pids: Sequence[int]) -> None:
@@ -228,20 +258,16 @@ def _signal(pids: Sequence[int], number: int) -> None:
                 os.kill(pid, number)
 
 
-def _in_service(scene: Scene, bundle: str) -> Recovered:
-    """Whether the endpoint says that it answers from ``bundle``."""
-
-    def recovered() -> bool:
-        with Client(scene.address, retries=0) as client:
-            try:
-                return client.bundle().bundle == bundle
-            except RequestFailed:
-                return False
-
-    return recovered
+def _answers(scene: Scene, bundle: str | None = None) -> bool:
+    """Whether the endpoint answers, and does so from ``bundle`` where that is given."""
+    with Client(scene.address, retries=0) as client:
+        try:
+            return client.bundle().bundle == bundle or bundle is None
+        except RequestFailed:
+            return False
 
 
-def _answers_at_once(scene: Scene) -> bool:
+def _answers_whole(scene: Scene) -> bool:
     with Client(scene.address, retries=0, timeout_s=QUIET_S) as client:
         try:
             return not client.recommend(k=1).degraded
@@ -263,18 +289,14 @@ def _nobody_notices(seen: Happening) -> list[str]:
 
 
 def _only_what_was_in_flight(seen: Happening) -> list[str]:
-    failed = seen.errors - seen.refused
-    return [f"{failed} errors, {seen.in_flight} in flight"] * (failed > seen.in_flight) + _common(
-        seen
-    )
+    failed = seen.errors_not_in_flight()
+    return [f"{failed} errors of requests that were not in flight"] * (failed > 0) + _common(seen)
 
 
 def _only_what_it_had(seen: Happening) -> list[str]:
-    """As above; a new proxy says 503 to what comes before it knows where that goes."""
-    failed = seen.errors - seen.refused - seen.result.counts[503]
-    return [f"{failed} errors, {seen.in_flight} in flight"] * (failed > seen.in_flight) + _common(
-        seen
-    )
+    """As above, beside what finds no proxy, or a new one that knows no routes yet."""
+    failed = seen.errors_not_in_flight(seen.turned_away())
+    return [f"{failed} errors of requests that were not in flight"] * (failed > 0) + _common(seen)
 
 
 def _degraded_rather_than_failed(seen: Happening) -> list[str]:

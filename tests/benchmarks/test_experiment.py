@@ -1,7 +1,11 @@
 """A fault under load, on an endpoint that is only pretended."""
 
 import json
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +16,8 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import faults
-from benchmarks.harness.engine import RECORD
-from benchmarks.harness.experiment import Happening, Scene, observe
+from benchmarks.harness.engine import RECORD, REFUSED, RESET
+from benchmarks.harness.experiment import Damage, Happening, Scene, observe
 from benchmarks.harness.processes import DEGRADED
 from benchmarks.load import Result
 
@@ -90,15 +94,20 @@ def scene(endpoint: Endpoint, tmp_path: Path) -> Scene:
     )
 
 
+def begins(recovered: Callable[[], bool]) -> Damage:
+    now = time.monotonic()
+    return Damage(now, now, recovered)
+
+
 def test_a_failure_and_its_end(endpoint: Endpoint, scene: Scene):
-    def fail(_: Scene) -> Callable[[], bool]:
+    def fail(_: Scene) -> Damage:
         endpoint.failing = True
 
         def over() -> bool:
             endpoint.failing = not (endpoint.refused_pings >= 5 and endpoint.refused_calls)
             return not endpoint.failing
 
-        return over
+        return begins(over)
 
     seen = observe(scene, fail, (DEGRADED,))
     assert set(seen.counts) == {"200", "503"}
@@ -114,7 +123,7 @@ def test_a_failure_and_its_end(endpoint: Endpoint, scene: Scene):
 
 
 def test_what_does_not_recover(scene: Scene):
-    seen = observe(replace(scene, patience_s=0.5), lambda _: lambda: False)
+    seen = observe(replace(scene, patience_s=0.5), lambda _: begins(lambda: False))
     assert seen.recovery_s is None
     assert seen.errors == 0
     assert seen.last_error_s is None
@@ -128,7 +137,64 @@ def answers(due: Sequence[float], latency_s: float, outcome: int = 200) -> Resul
 
 
 def happening(result: Result, recovered_s: float | None = 12.0) -> Happening:
-    return Happening(result, 10.0, recovered_s, client_calls=1, client_failures=())
+    return Happening(result, 10.0, 10.5, recovered_s, client_calls=1, client_failures=())
+
+
+OLD, NONE, NEW = 1.0, 0.0, 12.5
+"""When a connection was dialled: to the process that was killed at 10 and gone at 10.5, none, to
+its successor."""
+
+
+@pytest.mark.parametrize(
+    ("dialled", "sent", "done", "outcome", "in_flight", "away"),
+    [
+        (OLD, 9.0, 10.1, RESET, True, False),
+        (OLD, 9.0, 10.1, 200, True, False),  # under way at the blow, and answered all the same
+        (OLD, 10.3, 10.4, RESET, True, False),  # sent to what was ending: nobody read it
+        (10.2, 10.3, 11.0, RESET, True, False),  # its connection was in the backlog only
+        (OLD, 10.6, 10.6, RESET, False, True),  # the pinger had not noticed the end yet
+        (NONE, 10.4, 10.4, REFUSED, False, True),
+        (NONE, 12.0, 12.0, REFUSED, False, True),
+        (NEW, 12.6, 12.7, 503, False, True),
+        (NEW, 12.6, 12.7, 404, False, False),
+        (NEW, 12.6, 12.7, RESET, False, False),
+        (NEW, 14.0, 14.1, 503, False, False),  # at full strength
+        (NONE, 14.0, 14.0, REFUSED, False, False),
+        (OLD, 9.0, 9.9, RESET, False, False),  # nothing had happened yet
+    ],
+)
+def test_what_a_proxy_may_fail_when_it_is_killed(
+    dialled: float, sent: float, done: float, outcome: int, in_flight: bool, away: bool
+):
+    records = np.zeros(1, dtype=RECORD)
+    records[["due", "dialled", "sent", "done", "outcome"]] = (sent, dialled, sent, done, outcome)
+    seen = happening(Result(records, cpu_s=0.0), recovered_s=13.0)
+    assert seen.in_flight == in_flight
+    assert seen.turned_away().tolist() == [away]
+    excused = in_flight or outcome == 200
+    not_in_flight = ["1 errors of requests that were not in flight"]
+    assert faults._only_what_was_in_flight(seen) == ([] if excused else not_in_flight)
+    assert faults._only_what_it_had(seen) == ([] if excused or away else not_in_flight)
+
+
+LISTEN = """
+import socket, sys, time
+held = bytearray(200_000_000)  # what is freed before sockets are closed
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_process_is_gone_when_it_takes_no_connection_any_more():
+    with subprocess.Popen([sys.executable, "-c", LISTEN], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        socket.create_connection(address).close()
+        damage = faults._kill([process.pid])
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+    assert damage.began_s < damage.done_s < time.monotonic()
 
 
 @pytest.mark.parametrize(

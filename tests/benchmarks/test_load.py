@@ -123,7 +123,10 @@ def test_a_closed_loop_sends_every_body_once(server: Server, tmp_path: Path):
     assert sorted(server.received) == sorted(f'"{body}"' for body in bodies)
     assert result.counts == {200: 300}
     assert (result.marked(0), result.marked(1)) == (300, 0)
-    assert (result.records["done"] > result.records["sent"]).all()
+    records = result.records
+    assert (records["done"] > records["sent"]).all()
+    assert (records["sent"] > records["dialled"]).all()
+    assert len(set(records["dialled"].tolist())) == 7  # one for each connection
 
 
 def test_rate_and_latencies_are_of_what_was_answered():
@@ -187,6 +190,8 @@ def test_refused_connections_fail_what_is_due(server: Server, tmp_path: Path):
     assert set(result.counts) <= {200, RESET, REFUSED}
     assert result.counts[200] >= 5
     assert result.counts[REFUSED] >= 10
+    refused = result.records["outcome"] == REFUSED
+    np.testing.assert_array_equal(result.records["dialled"] == 0, refused)
     assert len(result.records) == 40
 
 
@@ -195,6 +200,7 @@ def test_idle_connections_that_the_server_closes_cost_nothing(server: Server, tm
     bodies = ["close"] * 30
     result = generate(config(tmp_path, server, bodies, rate=100.0, duration_s=0.3, connections=2))
     assert result.counts == {200: 30}
+    assert len(set(result.records["dialled"].tolist())) == 30
 
 
 def test_due_moments():

@@ -1,5 +1,8 @@
 """The Kubernetes manifests, against the schemas of those who read them.
 
+That of KubeRay is ours, in kuberay.schema.yaml: its definitions come in no package. It was compared
+with the API reference of KubeRay 1.6.2; the manifests' fields are those of 1.7.0, too.
+
 ``python -m tests.deploy.test_kuberay`` copies the Serve configuration into the RayService.
 """
 
@@ -67,6 +70,11 @@ def templates(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def container(document: dict[str, Any], group: str) -> dict[str, Any]:
+    found: dict[str, Any] = templates(document)[group]["spec"]["containers"][0]
+    return found
+
+
 def check_kubernetes(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
@@ -120,6 +128,76 @@ def test_the_schema_finds_mistakes(path: tuple[Any, ...], value: Any):
         place[path[-1]] = value
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(document, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("RayService", ("suspend",), True),  # came with 1.7
+        ("RayService", ("rayClusterConfig",), None),
+        ("RayService", ("upgradeStrategy", "type"), "Recreate"),
+        ("RayJob", ("rayClusterSpec",), None),
+        ("RayJob", ("shutdownAfterJobFinishes",), False),
+        ("RayJob", ("preRunningDeadlineSeconds",), 0),
+        ("RayJob", ("deletionStrategy",), {"deletionRules": []}),
+    ],
+    ids=str,
+)
+def test_the_schema_finds_mistakes_of_jobs_and_services(
+    kind: str, path: tuple[str, ...], value: Any
+):
+    document = copy.deepcopy(of_kind(kind)[0].values[0])
+    place = document["spec"]
+    for part in path[:-1]:
+        place = place[part]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, SCHEMA)
+
+
+NAME_LENGTHS = {"RayCluster": 53, "RayService": 47, "RayJob": 47}
+"""The operator appends to the last two names when it makes their clusters. The API appends five
+characters to a generateName."""
+TAKEN_BY_THE_OPERATOR = {
+    "RAY_REDIS_ADDRESS",
+    "REDIS_PASSWORD",
+    "REDIS_USERNAME",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_enable_autoscaler_v2",
+}
+"""Variables that stand for a field of the manifest."""
+
+
+@pytest.mark.parametrize("document", RAY)
+def test_the_operator_takes_what_no_schema_tells(document: dict[str, Any]):
+    """The checks of KubeRay's own that go over several fields."""
+    metadata, cluster = document["metadata"], cluster_of(document)
+    name = metadata.get("name") or f"{metadata['generateName']}12345"
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(name) <= NAME_LENGTHS[document["kind"]]
+    assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 52, 0)  # has tokens
+    assert document["kind"] == "RayCluster" or "upgradeStrategy" not in cluster
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+    pods = templates(document)
+    for group in ("head", *(group["groupName"] for group in cluster["workerGroupSpecs"])):
+        # The second autoscaler replaces pods, not containers.
+        assert pods[group]["spec"].get("restartPolicy", "Never") == "Never"
+    env = {each["name"] for each in container(document, "head").get("env", ())}
+    assert not env & TAKEN_BY_THE_OPERATOR
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert not {"labels", "redis-password", "redis-username"} & set(group["rayStartParams"])
+        assert "resources" not in group or not group["rayStartParams"].keys() & {
+            "num-cpus",
+            "num-gpus",
+            "memory",
+            "resources",
+        }
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
 def test_the_schema_of_kubernetes_finds_mistakes():
@@ -226,11 +304,6 @@ def test_the_replicas_fit_the_workers_that_the_autoscaler_may_start(
         found = lint(document, environment, nodes)
         worst = [document.show(each) for each in found if allowed == "warning" or not each.warning]
         assert worst == []
-
-
-def container(document: dict[str, Any], group: str) -> dict[str, Any]:
-    found: dict[str, Any] = templates(document)[group]["spec"]["containers"][0]
-    return found
 
 
 @pytest.mark.parametrize("group", ["head", "cpu", "gpu"])

@@ -12,7 +12,7 @@ MEASURE = $(if $(filter-out 0 no false,$(QUICK)),--quick) \
   $(if $(filter-out file default undefined,$(origin BUNDLES)),--bundles "$(BUNDLES)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check docs test browser screenshots bench bench-serving bench-ranking recbole bench-training bench-finetuning chaos serve
+.PHONY: help install quickstart check docs test browser promtool screenshots bench bench-serving bench-ranking recbole bench-training bench-finetuning chaos serve
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s%s\n", $$1, $$2}' Makefile
@@ -45,6 +45,14 @@ browser: ## install Debian's chromium, in which the page is tested
 	    echo "error: no chromium: install it, on Debian with sudo apt-get install chromium" >&2; exit 1; }; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	    apt-get install -qq -y --no-install-recommends chromium fonts-liberation >/dev/null; }
+
+promtool: install ## Debian's promtool into .venv, with which the alarms are tested (20 MB)
+	@command -v promtool >/dev/null || [ -x $(BIN)/promtool ] || { \
+	  command -v apt-get >/dev/null || { echo "error: no promtool: install Prometheus" >&2; exit 1; }; \
+	  set -e; folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; cd "$$folder"; \
+	  get() { apt-get -qq -o APT::Sandbox::User=root download prometheus; }; \
+	  get 2>/dev/null || { apt-get update -qq; get; }; \
+	  dpkg-deb -x prometheus_*.deb .; mv usr/bin/promtool "$(CURDIR)/$(BIN)/"; }
 
 screenshots: install browser ## take the pictures of the page in docs/images again
 	SCREENSHOTS=docs/images $(BIN)/pytest -q $(addprefix tests/serve_apps/web/,test_page.py test_people.py)

@@ -90,5 +90,5 @@ def test_continuous_integration_runs_what_the_readme_says():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     lines = re.findall(r"^make .*?(\w+)$", script.read_text(), flags=re.MULTILINE)
-    assert lines == ["browser", "check", "test"]
+    assert lines == ["browser", "promtool", "check", "test"]
     assert "make test" in (ROOT / "README.md").read_text()

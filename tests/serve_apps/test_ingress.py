@@ -16,6 +16,7 @@ def test_what_it_makes_it_removes_and_nothing_else(tmp_path: Path):
     (theirs / "pids").write_text("1\n")
     environment = {PIDS: str(theirs / "pids"), "RAY_worker_niceness": "3"}
     assert prepare_ingress(environment)
+    assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" not in environment
     made = Path(environment[PIDS]).parent
     assert made != theirs
     assert made.is_dir()

@@ -90,7 +90,7 @@ class Held:
         self._worker = ThreadPoolExecutor(1, f"{stage}-model")
         self._spare = ThreadPoolExecutor(1, f"{stage}-spare")
         self._loader = ThreadPoolExecutor(1, f"{stage}-loader", step_back)
-        first, pipeline = self._worker.submit(self._load_first, bundle).result()
+        first, pipeline = self._worker.submit(load_first, self._store, bundle, self._load).result()
         self._pipelines[first] = pipeline
 
     async def hold(self, bundles: Sequence[str]) -> list[str]:
@@ -158,24 +158,6 @@ class Held:
             loading.add_done_callback(lambda _: self._loading.pop(bundle))
         return loading
 
-    def _load_first(self, bundle: str | None) -> tuple[str, Pipeline]:
-        """The bundle to begin with: where the current one is damaged, the one before it.
-
-        A gateway refuses the damaged one too, and goes on with what it has.
-        """
-        if bundle is not None:
-            return bundle, self._load(bundle)
-        current, *earlier = [promoted.bundle for promoted in reversed(self._store.history())] or [
-            self._store.current().name
-        ]
-        try:
-            return current, self._load(current)
-        except BundleCorrupt:
-            if not earlier:
-                raise
-            logger.exception("the current bundle is damaged, loading the one before it")
-            return earlier[0], self._load(earlier[0])
-
     def _load_in_turn(self, bundle: str) -> Pipeline:
         """One replica of a machine after the other: together they would slow all answers down."""
         # Nobody else's file, wherever a link in a folder of all users leads.
@@ -205,6 +187,34 @@ class Held:
         elif stage is Stage.RERANKER and pipeline.reranker is not None:
             pipeline.rerank_scores(first, np.zeros((1, 1), dtype=np.int32))
         return pipeline
+
+
+def load_first(store: BundleStore, bundle: str | None, load: Callable[[str], T]) -> tuple[str, T]:
+    """The id of the bundle to begin with, and what ``load`` makes of it.
+
+    Where the current one is damaged, that is the one before: who is in service already refuses the
+    damaged one too, and goes on with what it has.
+
+    Args:
+        store: where the bundles are.
+        bundle: id; None for the current one.
+        load: called with an id.
+
+    Raises:
+        BundleError: neither can be used.
+    """
+    if bundle is not None:
+        return bundle, load(bundle)
+    current, *earlier = [promoted.bundle for promoted in reversed(store.history())] or [
+        store.current().name
+    ]
+    try:
+        return current, load(current)
+    except BundleCorrupt:
+        if not earlier:
+            raise
+        logger.exception("the current bundle is damaged, loading the one before it")
+        return earlier[0], load(earlier[0])
 
 
 def _set_threads(number: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from fusionrec.bundles.manifest import Manifest
@@ -24,7 +25,7 @@ from fusionrec.serving.browse import Browser
 from fusionrec.serving.service import Service
 from fusionrec.sources.semantic import Semantic
 from serve_apps.calls import Stage
-from serve_apps.held import step_back
+from serve_apps.held import load_first, step_back
 
 logger = logging.getLogger("ray.serve")
 
@@ -102,7 +103,8 @@ class Shelf:
 
         Args:
             store: where the bundles are.
-            bundle: the one to serve for good; None follows the store's ``current``.
+            bundle: the one to serve for good; None follows the store's ``current``, and begins
+                with the one before where that is damaged.
             stages: whose replicas hold the same bundles.
             load_timeout_s: a replica that takes longer to load a bundle has failed.
             on_swap: told the outcome of every swap, ``done`` or ``failed``.
@@ -120,7 +122,7 @@ class Shelf:
         self._lacking = False
         self.next: str | None = None
         """Id of the bundle that is being loaded to take over."""
-        self.current = Loaded.load(store, bundle or store.current().name)
+        _, self.current = load_first(store, bundle, partial(Loaded.load, store))
         """The bundle in service."""
         self._held = [self.current]
 

@@ -51,9 +51,11 @@ def scene(ray_cluster: Any, store: BundleStore) -> Iterator[Scene]:
 
 
 @pytest.mark.parametrize(
-    "fault", [lambda: faults.stage_replica("Embedder"), faults.controller], ids=["stage", "control"]
+    "fault",
+    [lambda: faults.stage_replica("Embedder"), faults.controller, faults.gateway],
+    ids=["stage", "control", "gateway"],
 )
-def test_nobody_notices_a_kill(scene: Scene, fault: Callable[[], Fault]):
+def test_a_kill_breaks_no_promise(scene: Scene, fault: Callable[[], Fault]):
     faults.await_full_strength(scene.patience_s)
     before = actors.find()
     assert {name: len(pids) for name, pids in before.replicas.items()} == dict.fromkeys(

@@ -151,6 +151,25 @@ def test_a_damaged_bundle_changes_nothing(store: BundleStore, tmp_path: Path):
     asyncio.run(main())
 
 
+def test_a_gateway_that_starts_while_the_current_bundle_is_damaged_takes_the_one_before(
+    store: BundleStore, tmp_path: Path
+):
+    """As one does that replaces another: nobody would be left, one after the other."""
+    first, second = store.current().name, other(store, tmp_path)
+    store.promote(second, "test")
+    file = store.path(second) / "users.parquet"
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    rig = Rig(store)
+
+    async def main():
+        assert (await rig.recommend())["bundle"] == first
+        await rig.gateway._shelf.follow()  # and does not take it later
+        assert (await rig.recommend())["bundle"] == first
+
+    asyncio.run(main())
+
+
 def test_a_bundle_that_is_not_held_is_422(store: BundleStore):
     response = asyncio.run(Rig(store).client.post("/v1/recommend", json={"bundle": "other"}))
     assert response.status_code == 422

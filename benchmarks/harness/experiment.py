@@ -22,6 +22,7 @@ from benchmarks.harness.engine import NAMES, REFUSED, RESET
 from benchmarks.harness.processes import LoadProcess
 from benchmarks.load import Result
 from fusionrec.client import Client
+from fusionrec.client.calls import TIMEOUT_S
 from fusionrec.errors import RequestFailed
 
 POLL_S = 0.1
@@ -50,6 +51,9 @@ class Scene:
     connections: int = 256
     """Of the pinger: enough for all that are under way, so that none waits for a connection."""
     timeout_s: float = 30.0
+    """Of the pinger."""
+    client_timeout_s: float = TIMEOUT_S
+    """Of the client; by default as users have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +228,7 @@ class _ClientPinger:
     def _run(self) -> None:
         # From the end of the file: the pinger takes them from its beginning.
         bodies = self._scene.requests.read_text(encoding="utf-8").splitlines()
-        with Client(self._scene.address, timeout_s=self._scene.timeout_s) as client:
+        with Client(self._scene.address, timeout_s=self._scene.client_timeout_s) as client:
             while not self._over.wait(1 / self._scene.client_rate):
                 body = json.loads(bodies.pop())
                 self.calls += 1

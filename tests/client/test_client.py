@@ -167,6 +167,17 @@ def test_waits_double_up_to_a_bound_and_retries_end(ask: Any, clock: Time):
     assert clock.pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
 
 
+def test_by_default_a_call_goes_on_as_long_as_there_is_time(
+    ask: Any, clock: Time, monkeypatch: pytest.MonkeyPatch
+):
+    """Until a proxy that is gone is there again; waits as long as they are on average."""
+    half = SimpleNamespace(uniform=lambda _, bound: bound / 2)
+    monkeypatch.setattr(calls, "random", half)
+    with pytest.raises(Unavailable, match="could not be reached"):
+        ask(Script(httpx.ConnectError("refused")), "recommend")
+    assert clock.now > calls.TIMEOUT_S - calls.MAX_BACKOFF_S
+
+
 def test_a_wait_is_random():
     def pause() -> Any:
         steps = calls.Settings.check(URL, None, 10, 1).steps(calls.STATUS)

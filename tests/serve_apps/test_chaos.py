@@ -46,6 +46,7 @@ def scene(ray_cluster: Any, store: BundleStore) -> Iterator[Scene]:
         after_s=1.0,
         patience_s=120.0,
         connections=64,
+        client_timeout_s=30.0,
     )
     serve.shutdown()
 

@@ -44,8 +44,9 @@ from fusionrec.serving.schemas import (
 )
 
 TIMEOUT_S = 10.0
-RETRIES = 10
-"""Enough for a proxy that comes back after five seconds; `timeout_s` ends a call before that."""
+RETRIES = 20
+"""More than fit in `TIMEOUT_S`, with waits as long as they are on average: a call waits for a proxy
+that comes back as long as it has time."""
 CONNECT_TIMEOUT_S = 2.0
 """A machine that is gone does not refuse a connection, it says nothing."""
 BACKOFF_S = 0.1

@@ -28,8 +28,9 @@ _NOTED = "pids"
 _PORTS = range(20_000, 30_000)
 """Between those of Ray's workers and those of Serve's replicas; Linux gives from 32,768 on."""
 _ANY_PROXY = {
-    # Three failures in a row, and the proxy is started again; every 10 s by default.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Three failures in a row, and the proxy is started again; every 10 s by default. That a check
+    # has failed is seen one round of the control loop later.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
     # Both ten times a second by default: CPU that the models then lack.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",

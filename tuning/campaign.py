@@ -42,7 +42,7 @@ from fusionrec.serving.pipeline import Pipeline, read_config
 from jobs import cluster
 from jobs.entry import run
 from tuning import history, report
-from tuning.finetune import FinetuneCampaign, FinetuneSettings
+from tuning.finetune import FinetuneCampaign, FinetuneSettings, room_for
 from tuning.finetune import campaign as search_encoder
 from tuning.finetune import material as encoder_data
 from tuning.front import FRONT, Front
@@ -119,7 +119,7 @@ class CampaignConfig(JobConfig):
     max_cases: int = Field(default=25_000, ge=20)
     """Test cases, and validation cases, to measure on before and after; more are sampled."""
     workers: int | None = Field(default=None, ge=1)
-    """Trials at a time; by default as many as the cluster has CPUs for, and never more."""
+    """Trials at a time; by default as many as the cluster has room for, and never more."""
     cpus: int = Field(default=1, ge=1)
     """CPUs of a trial of a source; no more than a machine of the cluster has."""
     k: int = Field(default=10, ge=1, le=100)
@@ -158,6 +158,8 @@ def campaign(config: CampaignConfig) -> report.CampaignReport:
             "`python -m jobs.finetune --task reranker` first, or leave reranking out"
         )
     with owned(config.out), cluster.start():
+        if CampaignStage.FINETUNE in config.stages:
+            room_for(_finetune_campaign(config))
         request = {"dataset": dataset.info.fingerprint, "pipeline": str(config.pipeline.resolve())}
         claim(
             config.out,

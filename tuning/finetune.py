@@ -1,10 +1,11 @@
 """Search the settings of the encoder's fine-tuning, by the lists that its vectors make.
 
 The ranges stand in the annotations of ``EncoderSettings`` and ``TrainingConfig``; Optuna's TPE
-proposes, a trial fine-tunes on the training part (:mod:`tuning.finetune_trial`), encodes the
-catalogue and measures the nearest items on validation cases, on the way too, and ASHA stops the
-trials that are behind. With ``--population`` it is population-based training instead
-(:mod:`tuning.population`). The first trial has the settings that the search starts from.
+proposes, a trial fine-tunes on the training part in workers of Ray Train
+(:mod:`tuning.finetune_trial`), encodes the catalogue and measures the nearest items on validation
+cases, on the way too, and ASHA stops the trials that are behind. With ``--population`` it is
+population-based training instead (:mod:`tuning.population`). The first trial has the settings that
+the search starts from.
 
 The best model takes the place of the pipeline's encoder only if its lists are better on validation
 cases that were not searched on; then the text vectors and the source ``semantic`` are made anew,
@@ -47,14 +48,23 @@ from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.encoder import EncoderSettings
 from jobs import cluster
 from jobs.entry import run
-from tuning.finetune_trial import MEMBERS, EncoderRun, FinetuneTask, FinetuneTrial, lists_gain
+from tuning.finetune_trial import (
+    MEMBERS,
+    RUNS,
+    EncoderRun,
+    FinetuneData,
+    FinetuneTask,
+    FinetuneTrial,
+    lists_gain,
+)
 from tuning.journal import claim, ended, owned, write_json
 from tuning.population import FIRST, PopulationSampler, passes
-from tuning.search import Search, distributions, fit, run_search, rungs
+from tuning.search import Search, distributions, run_search, rungs
 from tuning.sources import WINNER, Winner
+from tuning.workers import Room, Runs, room
 
 NAME = "finetune"
-CLAIMED = ("k", "seed", "population", "max_cases", "max_examples", "per_user")
+CLAIMED = ("k", "seed", "population", "num_workers", "max_cases", "max_examples", "per_user")
 LEARNING_RATE = 1e-4
 """Of the first trial, as jobs.finetune has it for encoders."""
 
@@ -71,7 +81,7 @@ class FinetuneSettings(Config):
     epochs: int = Field(default=3, ge=1)
     """Passes of a whole trial over the examples."""
     batch_size: int = Field(default=64, ge=2)
-    """Examples of a step, each the negative of the others."""
+    """Examples of a step of one worker; those of all workers are negatives of each other."""
     max_tokens: int = Field(default=64, ge=8)
     """Tokens that are read of a text."""
     history_items: int = Field(default=5, ge=1)
@@ -84,8 +94,11 @@ class FinetuneSettings(Config):
     pass of every member instead."""
     minutes: float | None = Field(default=None, gt=0)
     """Time for the search, earlier starts included; default: as long as it takes."""
-    cpus: int = Field(default=2, ge=1)
-    """CPUs, and threads, of a trial; no more than a machine of the cluster has."""
+    num_workers: int = Field(default=1, ge=1)
+    """Workers of Ray Train in a trial, each with a GPU where the cluster has any."""
+    cpus: int | None = Field(default=None, ge=1)
+    """CPUs, and threads, of each worker; default: two, or one where a trial would not fit
+    otherwise."""
     max_examples: int = Field(default=20_000, ge=1)
     """Training examples; more are sampled."""
     per_user: int = Field(default=10, ge=1)
@@ -119,7 +132,7 @@ class FinetuneCampaign(JobConfig, FinetuneSettings):  # type: ignore[misc]
     out: Path
     """Directory of the campaign; one that exists is gone on with."""
     workers: int | None = Field(default=None, ge=1)
-    """Trials at a time; by default as many as the cluster has CPUs for."""
+    """Trials at a time; by default as many as the cluster has room for, and never more."""
     k: int = Field(default=10, ge=1, le=100)
     """Length of the lists whose NDCG is maximised."""
     seed: int = Field(default=0, ge=0)
@@ -131,7 +144,8 @@ def campaign(config: FinetuneCampaign) -> Winner:
 
     Raises:
         ConfigError: the pipeline has no encoder or was fitted on another data set, or the campaign
-            in ``out`` searches something else, or a package is missing.
+            in ``out`` searches something else, or a package is missing, or no trial would ever
+            start on this cluster.
     """
     if config.method is Method.QLORA:
         quantization.require()
@@ -140,6 +154,7 @@ def campaign(config: FinetuneCampaign) -> Winner:
     half = np.random.default_rng(config.seed).permutation(len(cases)) < len(cases) // 2
     chosen, held_out = cases.take(np.flatnonzero(half)), cases.take(np.flatnonzero(~half))
     with owned(config.out), cluster.start():
+        place = room_for(config)
         claim(
             config.out,
             {
@@ -148,14 +163,25 @@ def campaign(config: FinetuneCampaign) -> Winner:
                 **{name: getattr(config, name) for name in CLAIMED},
             },
         )
-        if not (config.out / WINNER).is_file():
-            study = _search(config, dataset, parts, chosen)
+        if place is not None:
+            study = _search(config, dataset, parts, chosen, place)
             _decide(config, dataset, study, held_out)
         winner = Winner.model_validate_json((config.out / WINNER).read_bytes())
         if winner.taken and not (config.out / "installed").is_file():
             _install(config, dataset, parts)
             (config.out / "installed").touch()
     return winner
+
+
+def room_for(config: FinetuneCampaign) -> Room | None:
+    """How the trials fit the cluster that this process is connected to; None once it is decided.
+
+    Raises:
+        ConfigError: not one of them does.
+    """
+    if (config.out / WINNER).is_file():
+        return None
+    return room(config.num_workers, config.cpus, config.workers)
 
 
 def space_of(start: EncoderRun) -> Space:
@@ -183,7 +209,9 @@ def material(config: FinetuneCampaign) -> tuple[Dataset, Split]:
     return dataset, split(dataset, fitted.protocol)
 
 
-def _search(config: FinetuneCampaign, dataset: Dataset, parts: Split, cases: Cases) -> optuna.Study:
+def _search(
+    config: FinetuneCampaign, dataset: Dataset, parts: Split, cases: Cases, place: Room
+) -> optuna.Study:
     start = config.start
     examples = Examples.of(
         parts.train,
@@ -194,13 +222,19 @@ def _search(config: FinetuneCampaign, dataset: Dataset, parts: Split, cases: Cas
     )
     space = distributions(space_of(start))
     begin = {name: setting(start, name) for name in space}
-    threads, workers = fit(config.cpus, config.workers)
     members = config.population
     if members is not None:
         space |= passes(members, start.training.epochs)
         begin |= FIRST._asdict()
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return run_search(
+    data = FinetuneData(
+        catalogue=dataset.catalogue,
+        examples=examples.newest(start.task.history_items),
+        cases=cases,
+        k=config.k,
+    )
+    shutil.rmtree(config.out / RUNS, ignore_errors=True)  # of trials that were interrupted
+    runs = Runs.actor(place.trials)
+    study = run_search(
         Search(
             name=NAME,
             directory=config.out,
@@ -211,22 +245,23 @@ def _search(config: FinetuneCampaign, dataset: Dataset, parts: Split, cases: Cas
             seed=config.seed,
             trials=config.trials if members is None else members * start.training.epochs,
             seconds=config.minutes and 60 * config.minutes,
-            workers=min(workers, members or workers),
-            cpus=config.cpus,
-            gpus=1 if resources.get("GPU") else 0,
+            workers=min(place.trials, members or place.trials),
+            cpus=0,
             epochs=_passes_of_a_trial(config),
         ),
         FinetuneTrial,
         task=FinetuneTask(
             settings=start,
-            catalogue=dataset.catalogue,
-            examples=examples.newest(start.task.history_items),
-            cases=cases,
-            k=config.k,
-            models=config.out.resolve() / "models",
-            threads=threads,
+            data=ray.put(data),
+            runs=runs,
+            out=config.out.resolve(),
+            num_workers=config.num_workers,
+            cpus=place.cpus,
         ),
     )
+    ray.get(runs.close.remote())  # of trials that Tune gave up, whose time was over
+    ray.kill(runs)
+    return study
 
 
 def _passes_of_a_trial(config: FinetuneCampaign) -> int:
@@ -278,7 +313,8 @@ def _decide(
         num_held_out=len(gain),
     )
     write_json(config.out / WINNER, winner.model_dump(mode="json"))
-    shutil.rmtree(config.out / "models" / MEMBERS, ignore_errors=True)
+    for folder in (config.out / "models" / MEMBERS, config.out / RUNS):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def kept_model(out: Path) -> Path | None:

@@ -1,25 +1,25 @@
-"""A trial of one setting of the encoder's fine-tuning: train it, measure its lists on the way.
+"""A trial of one setting of the encoder's fine-tuning: a run of Ray Train under Ray Tune.
 
-The engine runs in the trial's own process, alone in its group, on no more threads than the trial
-has CPUs. Workers of Ray Train in each trial would take longer to start than an epoch of such data
-takes, and trials that hold CPUs while their workers wait for others would hang a small machine.
+The trial's own actor computes nothing and takes no CPU. It has a run started
+(:mod:`fusionrec.training.worker`, :mod:`tuning.workers`), whose workers train, measure the lists
+together after some epochs and hand on what they found, for Tune to decide. A run whose trial is
+behind, or that nobody waits for any more, ends by itself at its next report.
 
 Shape legend: B cases, I items, D dimensions.
 """
 
 from __future__ import annotations
 
-import os
-import queue
 import shutil
 import tempfile
-import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 import torch.distributed as dist
 from ray import tune
@@ -29,22 +29,27 @@ from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import FloatArray
 from fusionrec.data.splits import Cases
 from fusionrec.data.text import history_texts, item_texts
+from fusionrec.errors import Preempted
 from fusionrec.evaluation.ranks import RealArray
 from fusionrec.language.encoder import Encoder
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.semantic import Semantic
 from fusionrec.space import replaced
+from fusionrec.training import worker
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, train
 from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.encoder import EncoderSettings, EncoderTask
 from fusionrec.training.task import Batch, Forward
+from fusionrec.training.tracking import Report, of_all
 from tuning.population import Pass, lineage
 from tuning.search import rungs
 from tuning.source_trial import gains
 
 MEMBERS = "members"
 """Folder, in that of the models, of those that members of a population go on from."""
+RUNS = "runs"
+"""Folder of the campaign: runs that are under way."""
 
 
 class EncoderRun(Config):
@@ -57,25 +62,43 @@ class EncoderRun(Config):
 
 
 @dataclass(frozen=True, slots=True)
+class FinetuneData:
+    """What the workers of all trials read."""
+
+    catalogue: Catalogue
+    examples: Examples
+    cases: Cases
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
 class FinetuneTask:
     """What the trials of a search have in common."""
 
     settings: EncoderRun
     """What a trial's parameters replace a part of."""
-    catalogue: Catalogue
-    examples: Examples
-    cases: Cases
-    k: int
-    models: Path
-    """Folder in which the best model so far is kept, on storage that all nodes see."""
-    threads: int
+    data: Any
+    """Of :class:`FinetuneData`, in Ray's object store, whence each worker fetches it."""
+    runs: Any
+    """The actor :class:`~tuning.workers.Runs`, which drives them."""
+    out: Path
+    """Of the campaign, on storage that all nodes see: runs under way, the best model so far."""
+    num_workers: int
+    """Of a trial."""
+    cpus: int
+    """Of a worker; and its threads."""
+
+    @property
+    def models(self) -> Path:
+        """Folder in which the best model so far is kept."""
+        return self.out / "models"
 
 
 class FinetuneTrial(tune.Trainable):
-    """One setting. The actor and the data live on from trial to trial."""
+    """One setting. The actor lives on from trial to trial."""
 
     def setup(self, config: dict[str, Any], task: FinetuneTask | None = None) -> None:
-        """Take hold of the task; Ray fetches it from the object store once an actor."""
+        """Take hold of the task."""
         self._steps: Iterator[tuple[int, bool, float]] = iter(())
         if task is not None:  # Tune's signature has to be kept; a search always gives one
             self._task = task
@@ -90,12 +113,12 @@ class FinetuneTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, float]:
-        """Train up to the next rung, and measure."""
+        """Wait for what is measured at the next rung."""
         epochs, last, value = next(self._steps)
         return {"ndcg": value, "epochs": epochs, "done": last}
 
     def cleanup(self) -> None:
-        """End a training that was stopped on the way."""
+        """End a run that was stopped on the way."""
         if close := getattr(self._steps, "close", None):
             close()
 
@@ -122,101 +145,118 @@ def measured(
         if member.parent is not None:
             changes |= {"task.encoder": str(members / member.parent), "task.revision": None}
         settings = replaced(settings, changes)
-    directory = Path(tempfile.mkdtemp(prefix="finetune-"))
-    training = _Training(task, settings, directory)
+    folder = task.out / RUNS
+    folder.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(dir=folder))
+    name, runs, done = directory.name, task.runs, 0
+    ray.get(runs.start.remote(name, _fit(task, settings, directory)))
     try:
-        for epochs, last, value in training.values():
+        while (said := ray.get(runs.hear.remote(name))) is not None:
+            if isinstance(said, BaseException):
+                raise said
+            epochs, value = said
+            if epochs <= done:
+                continue  # a worker died, and the run went over it again
+            done, last = epochs, epochs == settings.training.epochs
             if last:
                 keep(directory / "model", value, task.models)
                 if member is not None:
                     place(directory / "model", members / member.name)
             yield epochs, last, value
     finally:
-        training.stop()
+        ray.get(runs.stop.remote(name))
         shutil.rmtree(directory, ignore_errors=True)
 
 
-class _Stopped(Exception):
-    """The trial is behind: nobody waits for the rest of it."""
-
-
-class _Training:
-    """The engine in a thread, which waits after each rung until it is asked for the next."""
-
-    def __init__(self, task: FinetuneTask, settings: EncoderRun, directory: Path) -> None:
-        self._task, self._settings, self._directory = task, settings, directory
-        self._said: queue.SimpleQueue[tuple[int, float] | TrainingResult | BaseException]
-        self._said = queue.SimpleQueue()
-        self._asked, self._stopping = threading.Semaphore(0), False
-        self._thread = threading.Thread(target=self._train, name="training", daemon=True)
-
-    def values(self) -> Iterator[tuple[int, bool, float]]:
-        """See :func:`measured`."""
-        self._thread.start()
-        while True:
-            said = self._said.get()
-            if isinstance(said, BaseException):
-                raise said
-            if isinstance(said, TrainingResult):
-                break
-            yield said[0], False, said[1]
-            self._asked.release()
-        yield self._settings.training.epochs, True, self._value(Encoder.load(said.model))
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stopping = True
-        self._asked.release()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _train(self) -> None:
-        settings = self._settings
-        config = settings.training.model_copy(
+def _fit(task: FinetuneTask, settings: EncoderRun, directory: Path) -> Callable[[], TrainingResult]:
+    return partial(
+        worker.fit,
+        partial(_task, settings.task, task.data),
+        settings.training.model_copy(
             update={
-                "num_threads": self._task.threads,
+                "num_threads": task.cpus,
                 "trackers": (),
                 "checkpoint_every": 10**9,  # the last step leaves one, and goes with the folder
             }
-        )
-        stops = [epoch for epoch in rungs(config.epochs) if epoch < config.epochs]
-        try:
-            _alone()
-            base = Encoder.load(
-                settings.task.encoder, revision=settings.task.revision, device="cpu"
-            )
-            limits = base.config.model_copy(update=settings.task.limits)
-            self._base = Encoder(base.model, base.tokenizer, limits)
-            inner = EncoderTask(settings.task, self._task.catalogue, self._task.examples)
-            self._said.put(
-                train(_Watched(inner, config, stops, self._look), config, self._directory)
-            )
-        except BaseException as error:  # told to the thread that waits
-            self._said.put(error)
+        ),
+        directory,
+        num_workers=task.num_workers,
+        cpus=task.cpus,
+        train=partial(
+            _train,
+            settings=settings.task,
+            data=task.data,
+            say=partial(_say, task.runs, directory.name),
+            stopped=partial(_stopped, task.runs, directory.name),
+        ),
+    )
 
-    def _look(self, epoch: int, model: torch.nn.Module) -> None:
-        encoder = Encoder(model, self._base.tokenizer, self._base.config)
-        self._said.put((epoch, self._value(encoder)))
-        self._asked.acquire()
-        if self._stopping:
-            raise _Stopped
 
-    def _value(self, encoder: Encoder) -> float:
-        torch.set_num_threads(self._task.threads)  # of this thread
-        vectors = encoder.encode(item_texts(self._task.catalogue))
-        task = self._task
-        return float(lists_gain(encoder, vectors, task.catalogue, task.cases, task.k).mean())
+def _say(runs: Any, name: str, epochs: int, value: float) -> None:
+    ray.get(runs.say.remote(name, (epochs, value)))
+
+
+def _stopped(runs: Any, name: str) -> bool:
+    found: bool = ray.get(runs.stopped.remote(name))
+    return found
+
+
+def _task(settings: EncoderSettings, reference: Any) -> EncoderTask:
+    data: FinetuneData = ray.get(reference)
+    return EncoderTask(settings, data.catalogue, data.examples)
+
+
+def _train(
+    task: EncoderTask,
+    config: TrainingConfig,
+    directory: Path,
+    *,
+    on_report: Callable[[Report], None],
+    noticed: Callable[[], bool],
+    settings: EncoderSettings,
+    data: Any,
+    say: Callable[[int, float], None],
+    stopped: Callable[[], bool],
+) -> TrainingResult:
+    """What every worker runs in place of the engine: it, and a look at the model at each rung."""
+    base = Encoder.load(settings.encoder, revision=settings.revision, device="cpu")
+    limits = base.config.model_copy(update=settings.limits)
+    found: FinetuneData = ray.get(data)
+    first = dist.get_rank() == 0
+
+    def look(epochs: int, encoder: Encoder) -> None:
+        value = shared_gain(encoder, found)
+        if first:
+            say(epochs, value)
+
+    def reported(report: Report) -> None:
+        on_report(report)
+        if any(of_all(first and stopped())):
+            raise Preempted("the trial was given up: nobody waits for the rest of it")
+
+    stops = [epoch for epoch in rungs(config.epochs) if epoch < config.epochs]
+    watched = _Watched(
+        task, config, stops, lambda n, model: look(n, Encoder(model, base.tokenizer, limits))
+    )
+    result = train(watched, config, directory, on_report=reported, noticed=noticed)
+    look(config.epochs, Encoder.load(result.model))
+    return result
 
 
 class _Watched:
     """An encoder's task that is looked at after some epochs; see ``Refreshed`` for how."""
 
     def __init__(
-        self, task: EncoderTask, config: TrainingConfig, after: Collection[int], look: Any
+        self,
+        task: EncoderTask,
+        config: TrainingConfig,
+        after: Collection[int],
+        look: Callable[[int, torch.nn.Module], None],
     ) -> None:
         self._task, self._after, self._look = task, after, look
         plan = task.plan(config.batch_size, np.random.default_rng(0))
-        self.refresh_every = max(1, len(plan) // config.accumulation) if after else 0
+        a_step = config.accumulation * dist.get_world_size()
+        self.refresh_every = max(1, len(plan) // a_step) if after else 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
@@ -235,6 +275,18 @@ class _Watched:
 
     def restore(self, path: Path) -> None:
         """Nothing is chosen by what was seen."""
+
+
+def shared_gain(encoder: Encoder, data: FinetuneData) -> float:
+    """Mean NDCG@k; each rank encodes a part of the items, and measures a part of the cases."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    texts = item_texts(data.catalogue)
+    vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
+    for each, part in enumerate(of_all(encoder.encode(texts[rank::world]))):
+        vectors[each::world] = part
+    cases = data.cases.take(np.arange(rank, len(data.cases), world))
+    own = lists_gain(encoder, vectors, data.catalogue, cases, data.k).sum() if len(cases) else 0.0
+    return float(sum(of_all(float(own))) / len(data.cases))
 
 
 def lists_gain(
@@ -261,12 +313,3 @@ def place(model: Path, folder: Path) -> None:
     shutil.copytree(model, partial, dirs_exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-
-
-def _alone() -> None:
-    """A group of this process, as a launcher would have told it."""
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store: Any = dist.HashStore  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store(), rank=0, world_size=1)

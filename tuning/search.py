@@ -1,7 +1,8 @@
 """One search: Ray Tune evaluates what Optuna proposes, and the journal keeps it.
 
-A trial takes one CPU or more in an actor that lives on from trial to trial; as many run at a time
-as the cluster has CPUs for, so that a search spreads over a cluster and fits a laptop. Where a
+A trial takes one CPU or more in an actor that lives on from trial to trial, or none where it starts
+workers that do; as many run at a time as the cluster has CPUs for, so that a search spreads over a
+cluster and fits a laptop. Where a
 trial can be measured on the way, ASHA stops those that are behind (Li et al., "A System for
 Massively Parallel Hyperparameter Tuning", MLSys 2020).
 """
@@ -63,9 +64,8 @@ class Search:
     workers: int | None = None
     """Trials at a time; None for as many as fit."""
     cpus: int = 1
-    """CPUs of a trial."""
-    gpus: int = 0
-    """GPUs of a trial."""
+    """CPUs of a trial; 0 where it computes in workers of its own, and ``workers`` is for how many
+    trials those have room (:mod:`tuning.workers`)."""
     batch: int = 1
     """Trials that an actor is given together: more than one where a trial takes milliseconds. The
     trainable gets them as ``BATCH`` and reports ``VALUES``, see :mod:`tuning.batches`."""
@@ -153,7 +153,12 @@ def _tune(
             storage=storage,
             study_name=search.name,
         )
-    cpus, workers = fit(search.cpus, search.workers)
+    if search.cpus:
+        cpus, workers = fit(search.cpus, search.workers)
+        resources: dict[str, float] = {"cpu": cpus}
+    else:
+        workers = search.workers or 1
+        resources = {"cpu": 0, "memory": 1}  # Tune wants to reserve something: a byte
     whole = search.epochs == 1
     asha = ASHAScheduler(
         time_attr="epochs",
@@ -164,9 +169,7 @@ def _tune(
         reduction_factor=REDUCTION,
     )
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(trainable, **parts), {"cpu": cpus, "gpu": search.gpus}
-        ),
+        tune.with_resources(tune.with_parameters(trainable, **parts), resources),
         tune_config=tune.TuneConfig(
             search_alg=ConcurrencyLimiter(searcher, max_concurrent=workers),
             scheduler=None if whole else asha,

@@ -2,7 +2,12 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,10 +18,24 @@ from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import Encoder
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.training.config import Method, TrainingConfig
+from fusionrec.training.examples import Examples
 from jobs.fit import FitConfig, fit
 from tuning import history
 from tuning.finetune import FinetuneCampaign, campaign, kept_model, space_of
-from tuning.finetune_trial import MEMBERS, EncoderRun, keep, lists_gain
+from tuning.finetune_trial import (
+    MEMBERS,
+    RUNS,
+    EncoderRun,
+    FinetuneData,
+    FinetuneTask,
+    keep,
+    lists_gain,
+    measured,
+)
+from tuning.workers import Runs
+
+# Ray copies its own settings, deprecated ones among them, whenever it starts something.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +63,7 @@ def config(with_encoder, synthetic, tiny_encoder, tmp_path):
         trials=2,
         max_examples=64,
         max_cases=80,
-        cpus=1,
+        cpus=2,
         workers=1,
     )
 
@@ -79,6 +98,77 @@ def test_what_cannot_be_searched_is_said(config, fitted, monkeypatch):
 
 
 @pytest.mark.ray
+def test_a_trial_that_would_never_start_is_refused(ray_cluster, config):
+    config = config.model_copy(update={"num_workers": 3, "cpus": 2})
+    with pytest.raises(ConfigError, match=r"would never start on this cluster, .* set num_workers"):
+        campaign(config)
+    assert not (config.out / "campaign.json").exists()
+
+
+@pytest.fixture
+def trial(ray_cluster, config, synthetic):
+    """What the trials of ``config`` share, and the data that their workers read."""
+    import ray
+
+    runs = Runs.actor(1)
+    start, parts = config.start, split(synthetic)
+    data = FinetuneData(
+        catalogue=synthetic.catalogue,
+        examples=Examples.of(
+            parts.train, per_user=2, limit=64, generator=np.random.default_rng(0)
+        ).newest(start.task.history_items),
+        cases=parts.validation,
+        k=10,
+    )
+    task = FinetuneTask(
+        settings=start, data=ray.put(data), runs=runs, out=config.out, num_workers=2, cpus=2
+    )
+    yield task, data
+    ray.kill(runs)
+
+
+def free_cpus():
+    """CPUs that nobody has reserved, once Ray has heard of it."""
+    import ray
+
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return ray.available_resources().get("CPU", 0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_that_take_all_cpus_measure_together(trial, synthetic):
+    task, data = trial
+    found = list(measured(task, task.settings))
+    assert [(epochs, last) for epochs, last, _ in found] == [(1, False), (2, True)]
+    [kept] = task.models.iterdir()
+    encoder = Encoder.load(kept)
+    vectors = encoder.encode(item_texts(synthetic.catalogue))
+    value = lists_gain(encoder, vectors, synthetic.catalogue, data.cases, data.k).mean()
+    assert found[-1][2] == pytest.approx(value, abs=1e-6)
+    assert float(kept.name) == pytest.approx(value, abs=1e-6)
+    assert free_cpus() == 4
+    assert list((task.out / RUNS).iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_that_is_given_up_gives_its_cpus_back(trial):
+    task, _ = trial
+    long = task.settings.model_copy(
+        update={"training": task.settings.training.model_copy(update={"epochs": 81})}
+    )
+    steps = measured(task, long)
+    assert next(steps)[0] == 3  # the first rung
+    steps.close()
+    assert free_cpus() == 4
+    assert list((task.out / RUNS).iterdir()) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_best_trial_is_decided_about_and_installed(ray_cluster, config, synthetic):
     winner = campaign(config)
     found = history.read(config.out, "finetune", "ndcg")
@@ -113,6 +203,7 @@ def test_the_best_trial_is_decided_about_and_installed(ray_cluster, config, synt
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_members_of_a_population_go_on_from_each_other(ray_cluster, config):
     config = config.model_copy(update={"population": 2, "out": config.out.with_name("population")})
     campaign(config)
@@ -121,3 +212,45 @@ def test_members_of_a_population_go_on_from_each_other(ray_cluster, config):
     assert made == [(0, 0), (1, 0), (0, 1), (1, 1)]
     assert all(each.params["of_number"] == 0 for each in found.trials[2:])
     assert not (config.out / "models" / MEMBERS).exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_whose_time_is_up_leaves_no_workers(ray_cluster, config):
+    long = {"epochs": 20_000, "minutes": 0.75, "trials": 20, "num_workers": 2}
+    winner = campaign(config.model_copy(update=long))
+    assert winner.value_best is None
+    assert free_cpus() == 4
+    assert not (config.out / RUNS).exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_search_leaves_no_workers_and_is_gone_on_with(
+    ray_cluster, config, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address_info["address"])
+    names = ("pipeline", "dataset", "out", "encoder", "epochs", "batch_size", "max_examples")
+    names += ("max_cases", "trials", "num_workers", "cpus")
+    config = config.model_copy(update={"num_workers": 2, "trials": 3})
+    command = [sys.executable, "-m", "tuning.finetune"]
+    for name in names:
+        command += ["--" + name.replace("_", "-"), str(getattr(config, name))]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        driver = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not list(config.out.glob(f"{RUNS}/*/progress.json")) or not kept_model(config.out):
+        assert driver.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.wait(timeout=60) != 0
+    assert free_cpus() == 4  # which the workers of a trial had
+    before = {t.number: t for t in history.read(config.out, "finetune", "ndcg").trials}
+    assert 0 < len(before) < 3
+    campaign(config)
+    after = {t.number: t for t in history.read(config.out, "finetune", "ndcg").trials}
+    assert len(after) == 3
+    assert {number: after[number] for number in before} == before
+    assert not (config.out / RUNS).exists()

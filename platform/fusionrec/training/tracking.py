@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch.distributed as dist
 from pydantic import ConfigDict
@@ -28,6 +28,8 @@ from fusionrec.training.config import TrackerName, TrainingConfig
 from fusionrec.training.curves import CURVES, Curves
 from fusionrec.training.memory import PeakMemory
 from fusionrec.training.task import Batch
+
+T = TypeVar("T")
 
 
 class Report(Config):
@@ -278,7 +280,7 @@ class Meter:
             console.print(f"tracker {name} is dropped: {error}", highlight=False, soft_wrap=True)
 
 
-def of_all(value: int) -> tuple[int, ...]:
+def of_all(value: T) -> tuple[T, ...]:
     """What each rank has; called by all of them together."""
     found = [value] * dist.get_world_size()
     if len(found) > 1:

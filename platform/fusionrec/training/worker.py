@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import ray
 import ray.train
@@ -24,9 +24,10 @@ import ray.train.torch
 
 from fusionrec import errors
 from fusionrec.progress import bar
-from fusionrec.training.config import TrainingConfig
+from fusionrec.training import engine
+from fusionrec.training.config import RESULT, TrainingConfig
 from fusionrec.training.devices import hide_gpus
-from fusionrec.training.engine import TrainingResult, finished, train
+from fusionrec.training.engine import TrainingResult, finished
 from fusionrec.training.preflight import check_shares
 from fusionrec.training.task import Task
 from fusionrec.training.tracking import Report
@@ -49,6 +50,9 @@ _PASSED_ON = (
 _NETWORK = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """The same, read when the group is formed, which Ray does before it runs our loop."""
 
+Train: TypeAlias = Callable[..., TrainingResult]
+"""With the arguments of :func:`fusionrec.training.engine.train`."""
+
 
 def fit(
     make_task: Callable[[], Task],
@@ -59,6 +63,8 @@ def fit(
     min_workers: int | None = None,
     use_gpu: bool | None = None,
     max_failures: int = 2,
+    cpus: float | None = None,
+    train: Train = engine.train,
 ) -> TrainingResult:
     """Train with Ray Train on the Ray that this process is connected to.
 
@@ -70,6 +76,8 @@ def fit(
         min_workers: As few are enough while the cluster has no room for more.
         use_gpu: By default, whether the cluster has any now.
         max_failures: How often the workers are started again after a failure.
+        cpus: Reserved for each worker; by default see :func:`share_of_cpus`.
+        train: What every worker calls in place of the engine, and which calls it; picklable.
 
     Raises:
         NonFiniteLoss, TrainingError, ModelError: as the engine does.
@@ -78,9 +86,10 @@ def fit(
     """
     fewest = num_workers if min_workers is None else min_workers
     check_shares(fewest, num_workers, config.accumulation)
-    done = finished(make_task(), config, directory, num_workers)
-    if done is not None:
-        return done  # before workers start for nothing
+    if (directory / RESULT).exists():
+        done = finished(make_task(), config, directory, num_workers)
+        if done is not None:
+            return done  # before workers start for nothing
     # Read when a run starts; the first start on a machine compiles an operator of DeepSpeed.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     directory = directory.resolve()
@@ -95,7 +104,8 @@ def fit(
             f"{flag} {fewest} needs as many GPUs and the cluster has {gpus}: set {flag} {gpus}, or "
             "--no-use-gpu"
         )
-    cpus = share_of_cpus(num_workers, elastic=fewest < num_workers)
+    if cpus is None:
+        cpus = share_of_cpus(num_workers, elastic=fewest < num_workers)
     workers: Any = num_workers if fewest == num_workers else (fewest, num_workers)
     progress = directory / "progress.json"
     progress.unlink(missing_ok=True)
@@ -113,6 +123,7 @@ def fit(
         cast("Callable[[dict[str, Any]], None]", loop),
         train_loop_config={
             "make_task": make_task,
+            "train": train,
             "config": config.model_dump(mode="json"),
             "batches": num_workers * config.accumulation,
             "directory": str(directory),
@@ -188,7 +199,7 @@ def _loop(settings: dict[str, Any]) -> dict[str, Any]:
         ray.train.report(report.model_dump())  # waits for all ranks
 
     try:
-        result = train(
+        result = settings["train"](
             settings["make_task"](),
             config.model_copy(update={"accumulation": share}),
             Path(settings["directory"]),

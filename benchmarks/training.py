@@ -77,6 +77,8 @@ class TrainingBenchmark(JobConfig):
     """At its peak, of all systems."""
     seed: int = Field(default=0, ge=0)
     """Of the order of the examples and of dropout."""
+    compile: bool = False
+    """Measure our engine with compiled layers, too (jobs.finetune --compile)."""
     quick: bool = False
     """One round of a few steps with a tiny decoder: whether it works, not how fast."""
 
@@ -119,6 +121,8 @@ def rounds(config: TrainingBenchmark, made: Material) -> Iterator[Sample]:
     cores = len(os.sched_getaffinity(0))
     peer = PEERS[made.kind]
     systems = ["engine", peer] if find_spec(peer.replace("-", "_")) else ["engine"]
+    if config.compile:
+        systems.insert(1, "compiled")
     threads = config.threads or cores
     contenders = [(system, p, 1, threads) for p in config.precisions for system in systems]
     most = torch.cuda.device_count() or cores

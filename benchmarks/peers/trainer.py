@@ -39,7 +39,7 @@ Task = EncoderTask | PretrainingTask
 class TrainerConfig(JobConfig):
     """Train one model for some steps; one line of JSON is left in a file."""
 
-    system: Literal["engine", "sentence-transformers", "transformers"]
+    system: Literal["engine", "compiled", "sentence-transformers", "transformers"]
     """Who trains."""
     task: Path
     """Folder that fusionrec.training.tasks.save_task wrote."""
@@ -134,6 +134,7 @@ def by_engine(config: TrainerConfig, task: Task, clock: Clock) -> torch.nn.Modul
         checkpoint_every=config.steps,
         report_every=1,
         trackers=(),
+        compile=config.system == "compiled",
         seed=config.seed,
     )
 
@@ -203,6 +204,7 @@ def by_transformers(config: TrainerConfig, task: Task, clock: Clock) -> torch.nn
 
 SYSTEMS: dict[str, Callable[[TrainerConfig, Task, Clock], torch.nn.Module | None]] = {
     "engine": by_engine,
+    "compiled": by_engine,
     "sentence-transformers": by_sentence_transformers,
     "transformers": by_transformers,
 }
@@ -301,13 +303,13 @@ def main() -> None:
     task: Any = load_task(config.task)
     held_out: Any = load_task(config.held_out)
     clock = Clock(config.warm_up)
-    if config.system == "engine":
+    if SYSTEMS[config.system] is by_engine:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     torch.manual_seed(config.seed)
     model = SYSTEMS[config.system](config, task, clock)
-    if config.system == "engine":
+    if SYSTEMS[config.system] is by_engine:
         dist.destroy_process_group()  # the held-out examples are read by the first worker alone
     if model is not None:
         found = clock.summary()

@@ -66,9 +66,9 @@ def test_what_is_not_known_is_not_refused(check):
     ],
 )
 def test_memory_is_too_small(check, share, remedy):
-    need = check(batch_size=64).estimate.peak
+    need = check(batch_size=256).estimate.peak
     with pytest.raises(TrainingError, match=remedy):
-        check(batch_size=64, on=device(int(need * share)))
+        check(batch_size=256, on=device(int(need * share)))
 
 
 def test_sharding_comes_before_smaller_batches(check, monkeypatch, tmp_path):
@@ -123,6 +123,27 @@ def test_no_ninja(check, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(TrainingError, match="pip install ninja"):
         check()
+
+
+@pytest.mark.parametrize("other", [{"zero_stage": 3}, {"method": "qlora"}])
+def test_whole_weights_are_compiled_alone(check, monkeypatch, other):
+    monkeypatch.setattr(preflight.quantization, "require", lambda: None)
+    with pytest.raises(ConfigError, match="setting compile = True is wrong: with "):
+        check(compile=True, num_workers=2, **other)
+
+
+def test_layers_want_a_compiler_and_headers(check, monkeypatch, tmp_path):
+    check(compile=True)
+    monkeypatch.setattr(preflight.sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(TrainingError, match=r"--compile needs g\+\+ and .*Python.h"):
+        check(compile=True)
+    check(compile=True, on=device(is_here=False))
+
+
+def test_layers_want_triton_on_a_gpu(check, monkeypatch):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(TrainingError, match="pip install triton"):
+        check(compile=True, trackers=(), on=device(kind="cuda"))
 
 
 def test_a_cluster_compiles_for_itself(check, monkeypatch):

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import subprocess
+import sysconfig
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from fusionrec.language.precision import Precision
 from fusionrec.training import operators, quantization, room
 from fusionrec.training.config import RESULT, Method, TrackerName, TrainingConfig
 from fusionrec.training.devices import Device
-from fusionrec.training.memory import Estimate, Load, estimate
+from fusionrec.training.memory import Estimate, estimate
 from fusionrec.training.nearest import Setting, nearest
 from fusionrec.training.objectives.settings import refuse_two_towers
 from fusionrec.training.tasks import TaskSettings
+from fusionrec.training.traced import Load
 
 LoadOf: TypeAlias = Callable[[TaskSettings, int], Load]
 """What a backward pass goes through, by settings and batch size."""
@@ -115,6 +117,8 @@ def check(
     finished = (directory / RESULT).exists()  # it will not be run again, and takes nothing
     if not finished and device.is_here and device.kind == "cpu":
         _build_tools()
+    if config.compile and not finished and device.is_here:
+        _compile_tools(device)
 
     def planned(task: TaskSettings, training: TrainingConfig) -> Plan:
         load = load_of(task, training.batch_size)
@@ -192,6 +196,12 @@ def _settings(config: TrainingConfig, num_workers: int, device: Device) -> None:
                 "setting zero_stage = 3 is wrong: weights in 4 bits are not sharded; set "
                 "--zero-stage 2, or --method lora"
             )
+    if config.compile and (config.zero_stage == 3 or config.method is Method.QLORA):
+        what = "zero_stage = 3" if config.zero_stage == 3 else "method = qlora"
+        raise ConfigError(
+            f"setting compile = True is wrong: with {what} weights are made whole one by one, "
+            "which is not compiled; leave it out"
+        )
     for tracker, package in _PACKAGES.items():
         if tracker in config.trackers and importlib.util.find_spec(package) is None:
             raise ConfigError(
@@ -211,6 +221,18 @@ def _settings(config: TrainingConfig, num_workers: int, device: Device) -> None:
         warnings.warn(
             f"--zero-stage {config.zero_stage} has nothing to shard with one worker", stacklevel=3
         )
+
+
+def _compile_tools(device: Device) -> None:
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None or not headers.exists():
+        raise TrainingError(
+            f"--compile needs {compiler} and {headers}: install g++ and Python's headers (apt-get "
+            "install g++ python3-dev), or leave it out"
+        )
+    if device.kind == "cuda" and importlib.util.find_spec("triton") is None:
+        raise TrainingError("--compile needs triton on a GPU: pip install triton, or leave it out")
 
 
 def _positions(folder: Path, settings: TaskSettings) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fusionrec.allocator import return_memory
 from fusionrec.errors import ConfigError
@@ -90,6 +91,8 @@ def build_engine(
     model = with_adapters(model, task, config)
     if config.method is Method.QLORA:
         quantize(model, device, torch.bfloat16 if bf16 else torch.float32)
+    if config.compile:
+        compile_layers(model)
     del partitioning
     module = _LossModule(model, task)
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -153,6 +156,26 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
         transformer: Any = part
         # Reentrant checkpoints would lose the gradients of adapters behind frozen embeddings.
         transformer.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Have torch.compile translate every layer when it is first called; names stay as they are.
+
+    By layers, because all of them have one translation in common, and whatever a task does around
+    them stays Python. Sizes are symbols in it: batches of other lengths want no other one, but for
+    a single text or token, which is a case of its own.
+
+    Raises:
+        ConfigError: the architecture does not say what its layers are.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            "setting compile = True is wrong: this model's architecture does not say what its "
+            "layers are; leave it out"
+        )
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 def with_adapters(model: torch.nn.Module, task: Headed, config: TrainingConfig) -> torch.nn.Module:

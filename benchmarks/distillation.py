@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from benchmarks.harness.command import command_of, run_job
-from benchmarks.harness.distilling import MODELS, TEACHER, Findings, report
+from benchmarks.harness.distilling import MODELS, TEACHER, Findings, report, served
 from benchmarks.harness.encoders import OPTIONS, semantic_ndcg
 from benchmarks.harness.heads import Heads, Reading
 from benchmarks.harness.machine import describe, today
@@ -45,6 +45,7 @@ from fusionrec.language.reranker import Reranker, RerankerConfig
 from fusionrec.serving.pipeline import Pipeline, Stage
 from jobs.entry import run
 from jobs.fit import FitConfig, fit
+from jobs.installed import install
 from jobs.optimise import OptimiseConfig, optimise
 from jobs.prune import Pruning
 from tuning.fusion import FusionCampaign, campaign
@@ -63,12 +64,15 @@ class DistillationBenchmark(JobConfig):
     minutes: float | None = Field(default=None, gt=0)
     """Begin no step after so many; the same command goes on then. By default all are taken."""
     encoder: str = DEFAULT_MODEL
-    """Whence the teacher starts, and what the small models are cut from."""
+    """What is fine-tuned."""
+    first_pairs: int = Field(default=4096, ge=2)
+    """Pairs that it learns from first, by InfoNCE: teacher and students start from what comes of
+    it, since some hundred lists alone teach a cross-encoder nothing."""
     student_layers: int = Field(default=2, ge=1)
     """Layers of the small models."""
     pruned_layers: int = Field(default=4, ge=1)
     """Layers that are left of the teacher when it is pruned."""
-    lists: int = Field(default=600, ge=1)
+    lists: int = Field(default=800, ge=1)
     """Lists that teacher, students and decoder are trained on."""
     num_negatives: int = Field(default=4, ge=1)
     """Hard negatives of each, from the fused candidates."""
@@ -78,9 +82,9 @@ class DistillationBenchmark(JobConfig):
     """Pairs that the encoder is trained on under each of its options."""
     dimensions: tuple[int, ...] = (128, 64, 32)
     """Beginnings of the encoder's vectors that are measured, and trained by Matryoshka."""
-    history_items: int = Field(default=3, ge=1)
+    history_items: int = Field(default=2, ge=1)
     """Newest items that every model reads of a history."""
-    max_tokens: int = Field(default=64, ge=8)
+    max_tokens: int = Field(default=48, ge=8)
     """Tokens of a text, or of a pair of texts."""
     decoder_width: int = Field(default=256, ge=8)
     """Of the random decoder of four layers that reads lists."""
@@ -121,30 +125,30 @@ class Bench:
     def steps(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """By name, in their order; each returns what JSON can hold, or nothing."""
         teach = partial(self._finetune, pipeline=self._pipeline, learning_rate=2e-4, batch_size=8)
-        small = self._model("untouched")
+        small = self._model("untaught")
         distil = partial(teach, task="distillation", encoder=small, teacher=self._model("teacher"))
+        pairs, whole = self._config.first_pairs, self._config.encoder
         yield "sources", self._sources
+        yield "first", partial(self._train_encoder, "first", pairs, encoder=whole)
         yield "small", self._small
-        yield "teacher", partial(teach, "teacher", task="reranker", encoder=self._config.encoder)
+        yield "teacher", partial(teach, "teacher", task="reranker", encoder=self._model("first"))
         yield f"read {TEACHER}", partial(self._read, TEACHER)
         yield "student", partial(teach, "student", task="reranker", encoder=small)
         for loss in ("margin-mse", "kl"):
-            name = f"student-{loss}"
-            yield name, partial(distil, name, student="reranker", distillation_loss=loss)
-        yield "encoder", partial(self._train_encoder, "encoder", self._config.lists)
-        small = self._model("small")
-        distilled = partial(distil, encoder=small, student="encoder", learning_rate=1e-4)
-        yield "encoder-kl", partial(distilled, "encoder-kl", distillation_loss="kl")
+            yield f"student-{loss}", partial(distil, f"student-{loss}", distillation_loss=loss)
+        yield "encoder", partial(self._train_encoder, "encoder", self._config.lists, batch_size=16)
+        own = {"encoder": self._model("small"), "student": "encoder", "learning_rate": 1e-4}
+        yield "encoder-kl", partial(distil, "encoder-kl", distillation_loss="kl", **own)
         yield "pruned", self._pruned
-        healing = partial(distil, "healed", encoder=self._model("pruned"), student="reranker")
-        yield "healed", partial(healing, pipeline=self._compressed)
+        healing = {"encoder": self._model("pruned"), "pipeline": self._compressed}
+        yield "healed", partial(distil, "healed", **healing)
         yield "int8", self._int8
         for name in [name for name in MODELS if name != TEACHER]:
             yield f"read {name}", partial(self._read, name)
         yield "orders", self._orders
         for name, settings in OPTIONS.items():
             yield f"option-{name}", partial(self._option, name, settings)
-        yield "option-untouched", partial(self._semantic, small)
+        yield "option-untouched", partial(self._semantic, self._model("plain"))
 
     def run(self) -> Path | None:
         """Take the steps that are left; the report, or nothing where time ran out before."""
@@ -205,14 +209,21 @@ class Bench:
         )
 
     def _small(self) -> None:
-        """An encoder of few layers, and with a random head the cross-encoder of these."""
+        """Encoders of few layers of the one that was published and of the one that learned first.
+
+        And with a random head, the cross-encoder of these.
+        """
         config = self._config
-        self._prune("encoder", self._pipeline, "small", config.student_layers)
+        self._prune("encoder", self._pipeline, "plain", config.student_layers)
+        learned = self.folder / "learned"  # pruning looks at the encoder alone
+        shutil.copytree(self._pipeline, learned, dirs_exist_ok=True)
+        install(self._model("first"), learned / "encoder")
+        self._prune("encoder", learned, "small", config.student_layers)
         started = Reranker.load(self._model("small"), seed=config.seed, precision=Precision.FP32)
         settings = RerankerConfig(
             model=config.encoder, max_tokens=config.max_tokens, history_items=config.history_items
         )
-        Reranker(started.model, started.tokenizer, settings).save(self._model("untouched"))
+        Reranker(started.model, started.tokenizer, settings).save(self._model("untaught"))
 
     def _prune(self, model: str, pipeline: Path, out: str, num_layers: int) -> None:
         run_job(
@@ -261,10 +272,8 @@ class Bench:
         It has the best single weight on validation there, whatever the gate says: without any
         nothing could be compared.
         """
-        shutil.rmtree(self._compressed, ignore_errors=True)
-        shutil.copytree(self._pipeline, self._compressed)
-        shutil.rmtree(self._compressed / "reranker", ignore_errors=True)
-        shutil.copytree(self._model("teacher"), self._compressed / "reranker")
+        shutil.copytree(self._pipeline, self._compressed, dirs_exist_ok=True)
+        install(self._model("teacher"), self._compressed / "reranker")
         fusion = Fusion.load(self._compressed / "fusion.json")
         scores = self._reading(TEACHER, 0)[0].scores
         weight = {"reranker": best_weight(self._heads[0].lists(scores), K)}
@@ -274,27 +283,15 @@ class Bench:
         self._prune("reranker", self._compressed, "pruned", self._config.pruned_layers)
 
     def _int8(self) -> list[list[Any]]:
-        """What ``jobs.optimise`` chose for the pruned model: name, NDCG and ms before and after."""
-        choices = optimise(
-            OptimiseConfig(
-                pipeline=self._compressed,
-                dataset=self.folder / "dataset",
-                max_cases=self._config.max_cases,
-                precision="int8",
-                seed=self._config.seed,
-            )
+        """What ``jobs.optimise`` chose for the pruned model, taught again, and the encoder."""
+        config = OptimiseConfig(
+            pipeline=self._compressed,
+            dataset=self.folder / "dataset",
+            max_cases=self._config.max_cases,
+            precision="int8",
+            seed=self._config.seed,
         )
-        return [
-            [
-                choice.model,
-                choice.best.measured.fp32,
-                1e3 * choice.fp32_s,
-                choice.best.measured.faster,
-                1e3 * choice.best.seconds,
-                str(choice.precision),
-            ]
-            for choice in choices
-        ]
+        return [served(each) for each in optimise(config)]
 
     def _read(self, name: str) -> dict[str, float]:
         model = replace(MODELS[name], folder=self._model(str(MODELS[name].folder)))
@@ -325,7 +322,8 @@ class Bench:
         own = dict(settings)
         if "dimensions" in own:
             own["dimensions"] = self._config.dimensions
-        self._train_encoder(f"option-{name}", self._config.pairs, batch_size=64, **own)
+        plain = self._model("plain")
+        self._train_encoder(f"option-{name}", self._config.pairs, encoder=plain, **own)
         return self._semantic(self._model(f"option-{name}"))
 
     def _semantic(self, model: Path) -> object:
@@ -362,9 +360,11 @@ class Bench:
             f"# Distillation on {config.data.resolve().name}, {today()}\n\n{machine}\n\n"
             f"`{command_of('benchmarks.distillation', shown)}`, leave-one-out, trained in "
             f"{self._precision}: teacher and students on the same {config.lists:,} lists of one "
-            f"positive and {config.num_negatives} hard negatives, {config.epochs} × over; small "
-            f"means the {config.student_layers} layers that change the untouched vectors least. "
-            "NDCG@10 of the encoders is that of the cosines.\n\n" + report(findings)
+            f"positive and {config.num_negatives} hard negatives, {config.epochs} × over. All "
+            f"start from the encoder after {config.first_pairs:,} pairs of InfoNCE; small means "
+            f"the {config.student_layers} layers that `jobs.prune` leaves of it, *before* that "
+            "these have read no lists. NDCG@10 of the encoders is that of the "
+            "cosines.\n\n" + report(findings)
         )
 
     def _reading(self, name: str, ms: float) -> tuple[Reading, Reading]:
@@ -376,7 +376,14 @@ def main() -> None:
     """Parse, take the steps, print the report."""
     config = parse(DistillationBenchmark)
     if config.quick:
-        quick = {"lists": 16, "pairs": 128, "trials": 10, "max_cases": 20, "decoder_width": 64}
+        quick = {
+            "first_pairs": 128,
+            "lists": 16,
+            "pairs": 128,
+            "trials": 10,
+            "max_cases": 20,
+            "decoder_width": 64,
+        }
         config = config.model_copy(update=quick)
     path = Bench(config).run()
     if path is None:

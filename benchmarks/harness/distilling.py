@@ -27,19 +27,20 @@ from fusionrec.evaluation.significance import (
 )
 from fusionrec.fusion.model import Fusion
 from fusionrec.language.precision import Precision
+from jobs.optimise import Choice
 from jobs.prune import Pruning
 
 TEACHER = "teacher"
-CROSS_ENCODERS = "small, untouched", "small, without teacher", "small, margin-MSE", "small, KL"
-ENCODERS = "encoder, untouched", "encoder, without teacher", "encoder, KL"
+CROSS_ENCODERS = "small, before", "small, without teacher", "small, margin-MSE", "small, KL"
+ENCODERS = "encoder, before", "encoder, without teacher", "encoder, KL"
 SMALLER = "teacher, int8", "pruned", "pruned, taught again", "pruned, taught again, int8"
 MODELS = {
     TEACHER: Model(Path("teacher"), "reranker"),
-    "small, untouched": Model(Path("untouched"), "reranker"),
+    "small, before": Model(Path("untaught"), "reranker"),
     "small, without teacher": Model(Path("student"), "reranker"),
     "small, margin-MSE": Model(Path("student-margin-mse"), "reranker"),
     "small, KL": Model(Path("student-kl"), "reranker"),
-    "encoder, untouched": Model(Path("small"), "encoder"),
+    "encoder, before": Model(Path("small"), "encoder"),
     "encoder, without teacher": Model(Path("encoder"), "encoder"),
     "encoder, KL": Model(Path("encoder-kl"), "encoder"),
     "teacher, int8": Model(Path("teacher"), "reranker", Precision.INT8),
@@ -144,12 +145,19 @@ def _lists(found: Findings) -> str:
         f"cases, of which {len(validation.hits):,} and {len(test.hits):,} hold a target within the "
         "places that are reranked; these were read, in bf16 where the machine has it, unless int8 "
         f"is said. *Alone*: NDCG@{found.k} [95%] of these places in the model's order, in which "
-        "all lists count; an untouched cross-encoder has a random head, and so a random order. "
+        "all lists count; a cross-encoder has a random head before, and so a random order. "
         "*Beside the fusion*: what its term adds to the fused list with the best single weight on "
         "validation; *gate*: the weights by segment that `tuning.reranking` gives it, which asks "
         "whether they hold on cases that did not choose, and what these add.\n\n"
         + table(columns, told)
     )
+
+
+def served(choice: Choice) -> list[Any]:
+    """What JSON keeps of it, for :attr:`Findings.chosen`."""
+    measured, seconds = choice.best.measured, choice.best.seconds
+    exact, faster = (measured.fp32, 1e3 * choice.fp32_s), (measured.faster, 1e3 * seconds)
+    return [choice.model, *exact, *faster, str(choice.precision)]
 
 
 def difference(found: Comparison) -> str:
@@ -170,18 +178,18 @@ def _kept(found: Findings) -> str:
             "It gains over the fusion."
             if beats
             else "The teacher does not beat the fused order: what follows is its gain over models "
-            "that were not trained."
+            "that have read no lists."
         )
     ]
-    whole = found.compared((TEACHER, "small, untouched"), (teacher, found.both(CROSS_ENCODERS[0])))
+    whole = found.compared((TEACHER, "small, before"), (teacher, found.both(CROSS_ENCODERS[0])))
     rows: list[tuple[str, ...]] = [(TEACHER, difference(whole), "100%", "", "", "1.0 ×")]
     for start, *students in (CROSS_ENCODERS, ENCODERS):
-        untouched = found.both(start)
+        untaught = found.both(start)
         plain = found.both(students[0])
         for name in students:
             own = found.both(name)
-            share = kept(own, teacher, untouched, found.bootstrap)
-            gain = found.compared((name, start), (own, untouched))
+            share = kept(own, teacher, untaught, found.bootstrap)
+            gain = found.compared((name, start), (own, untaught))
             cell = "" if share is None else f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]"
             beside = found.compared((name, students[0]), (own, plain))
             rows.append(
@@ -196,7 +204,7 @@ def _kept(found: Findings) -> str:
             )
     columns = (
         "model",
-        "over untouched",
+        "over what it started from",
         "share of the teacher's gain",
         "over the same without teacher",
         "p",

@@ -181,6 +181,8 @@ def test_the_whole_report(raw, tiny_encoder, tmp_path, monkeypatch):
     assert path is not None
     assert asked == [
         "embed",
+        "first",
+        "prune encoder",
         "prune encoder",
         "teacher",
         "student",
@@ -201,10 +203,10 @@ def test_the_whole_report(raw, tiny_encoder, tmp_path, monkeypatch):
         assert f"## {title}" in text
     rows = re.findall(r"^\| (small, KL|teacher, int8) \| (.*) \|$", text, re.MULTILINE)
     assert {name for name, _ in rows} == {"small, KL", "teacher, int8"}
-    alone = re.findall(r"^\| encoder, (?:untouched|KL) \|.*?\| (\d\.\d{4}) \[", text, re.MULTILINE)
+    alone = re.findall(r"^\| encoder, (?:before|KL) \|.*?\| (\d\.\d{4}) \[", text, re.MULTILINE)
     assert len(set(alone)) == 1  # the same model, since nothing is trained
     assert Bench(config).run() == path
-    assert len(asked) == 15  # nothing was left to do
+    assert len(asked) == 17  # nothing was left to do
     # With other settings everything is made anew.
     Bench(config.model_copy(update={"seed": 1}))
     assert not list((tmp_path / "out" / "raw" / "steps").iterdir())

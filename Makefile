@@ -6,7 +6,7 @@ ONCE ?=# make quickstart ONCE=1: end after the answer
 QUICK ?=# make bench-serving QUICK=1, bench-training, chaos: try the harness, in minutes
 BIN := .venv/bin
 # load is a library; the others have targets of their own, or want to be told what to measure.
-BENCHMARKS = $(filter-out $(addprefix benchmarks/,load.py serving.py chaos.py models.py ranking.py cuts.py polishing.py training.py finetuning.py mfu.py),$(wildcard benchmarks/[a-z]*.py))
+BENCHMARKS = $(filter-out $(addprefix benchmarks/,load.py serving.py chaos.py models.py ranking.py cuts.py polishing.py training.py finetuning.py distillation.py mfu.py),$(wildcard benchmarks/[a-z]*.py))
 # The quickstart's bundle only where it is asked for: these two make one of their own.
 MEASURE = $(if $(filter-out 0 no false,$(QUICK)),--quick) \
   $(if $(filter-out file default undefined,$(origin BUNDLES)),--bundles "$(BUNDLES)")

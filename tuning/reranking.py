@@ -1,7 +1,8 @@
 """Weigh the reranker: per segment, and 0 where it does not help on cases that did not choose.
 
 The weight multiplies the reranker's term over the top of the fused list. Every weight of a grid is
-measured on the same reranked validation cases, so the language model reads each list once.
+measured on the same reranked validation cases, so the language model reads each list once; and
+those alone in whose top a target is: the others gain nothing under any weight.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pydantic import Field
 from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.histories import BoolArray, FloatArray
+from fusionrec.data.histories import BoolArray, CodeArray, FloatArray, Histories, IntArray
 from fusionrec.data.splits import Cases, split
 from fusionrec.errors import ConfigError
+from fusionrec.evaluation.ranks import hit_lists
 from fusionrec.fusion.model import Fused, Fusion
 from fusionrec.fusion.refine import holds_out
 from fusionrec.progress import bar
@@ -49,7 +51,8 @@ class RerankingCampaign(JobConfig):
 def weigh(config: RerankingCampaign) -> Fusion:
     """The pipeline's fusion with a reranker weight in every segment that it helps.
 
-    Cost: ``max_cases`` · ``rerank_top`` texts through the reranker.
+    Cost: ``rerank_top`` texts through the reranker for each of ``max_cases`` whose list holds a
+    target there.
 
     Raises:
         ConfigError: the pipeline has no reranker, or was fitted on another data set.
@@ -65,7 +68,6 @@ def weigh(config: RerankingCampaign) -> Fusion:
     validation = split(dataset, pipeline.config.protocol).validation
     cases = validation.sample(config.max_cases, config.seed)
     fusion = pipeline.fusion
-    segment_of = fusion.segment_of(cases.histories.lengths)
     read = []
     with bar("weighing the reranker", len(cases)) as advance:
         for start in range(0, len(cases), BLOCK):
@@ -74,6 +76,25 @@ def weigh(config: RerankingCampaign) -> Fusion:
     spread = float(np.mean(np.concatenate([r[0] for r in read])))
     grid = (np.array(GRID) * spread).astype(np.float32)
     gains = np.concatenate([_gains(r[1], r[2], r[3], grid, config.k) for r in read])
+    fusion = gated(fusion, cases.histories.lengths, gains, grid, config.seed)
+    fusion.save(config.pipeline / "fusion.json")
+    forget_measurements(config.pipeline)
+    return fusion
+
+
+def gated(
+    fusion: Fusion, lengths: IntArray, gains: FloatArray, grid: FloatArray, seed: int
+) -> Fusion:
+    """``fusion`` with the best weight in every segment where it gains on cases that did not choose.
+
+    Args:
+        fusion: whose segments are weighed.
+        lengths: [B] of the cases' histories.
+        gains: [B, W] NDCG gained over the fused order under each weight.
+        grid: [W] the weights.
+        seed: of the halves.
+    """
+    segment_of = fusion.segment_of(lengths)
     segments = []
     for index, segment in enumerate(fusion.segments):
         among = segment_of == index
@@ -82,13 +103,24 @@ def weigh(config: RerankingCampaign) -> Fusion:
             best = int(gains[chosen].mean(axis=0).argmax())
             return lambda asked: gains[asked, best]
 
-        helps = holds_out(len(cases), choose, among, config.seed)
+        helps = holds_out(len(lengths), choose, among, seed)
         weight = float(grid[int(gains[among].mean(axis=0).argmax())]) if helps else 0.0
         segments.append(segment.model_copy(update={"reranker": round(weight, 6)}))
-    fusion = fusion.model_copy(update={"segments": tuple(segments)})
-    fusion.save(config.pipeline / "fusion.json")
-    forget_measurements(config.pipeline)
-    return fusion
+    return fusion.model_copy(update={"segments": tuple(segments)})
+
+
+def hit_scores(
+    pipeline: Pipeline, histories: Histories, items: CodeArray, targets: Histories
+) -> FloatArray:
+    """[B, R] the reranker's scores of ``items`` [B, R] from 0 to 1; 0 where they hold no target.
+
+    There the term lifts what stands above the targets anyway, so that their ranks stay.
+    """
+    scores = np.zeros(items.shape, dtype=np.float32)
+    rows = hit_lists(items, targets)
+    if len(rows):
+        scores[rows] = pipeline.rerank_scores(histories.take(rows), items[rows])
+    return scores
 
 
 def _read(
@@ -97,9 +129,10 @@ def _read(
     """Spread of the fused scores, fused lists, reranker scores and cases of one block."""
     block = cases.take(np.arange(start, min(start + BLOCK, len(cases))))
     fused = pipeline.recommend(block.histories, rerank=False)
-    scores = pipeline.rerank_scores(block.histories, fused.items[:, : pipeline.config.rerank_top])
-    top = fused.scores[:, : scores.shape[1]]
-    return (top.max(axis=1) - top.min(axis=1)).astype(np.float32), fused, scores, block
+    top = fused.items[:, : pipeline.config.rerank_top]
+    scores = hit_scores(pipeline, block.histories, top, block.targets)
+    spread = np.ptp(fused.scores[:, : scores.shape[1]], axis=1)
+    return spread.astype(np.float32), fused, scores, block
 
 
 def _gains(fused: Fused, scores: FloatArray, cases: Cases, grid: FloatArray, k: int) -> FloatArray:

@@ -17,7 +17,7 @@ from fusionrec.evaluation.significance import BootstrapConfig, compare
 from fusionrec.evaluation.slices import LENGTH_BOUNDS
 from fusionrec.fusion.model import Fused
 from fusionrec.serving.pipeline import Pipeline
-from tuning.reranking import BLOCK, GRID
+from tuning.reranking import BLOCK, GRID, hit_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Lists:
     cases: Cases
     fused: tuple[Fused, ...]
     scores: tuple[FloatArray, ...]
-    """[·, R] from 0 to 1."""
+    """[·, R] from 0 to 1; 0 in lists that hold no target."""
 
     @property
     def spread(self) -> float:
@@ -38,12 +38,14 @@ class Lists:
         )
         return float(np.mean(np.concatenate([top.max(axis=1) - top.min(axis=1) for top in tops])))
 
-    def ndcg(self, weight: float, k: int) -> RealArray:
-        """[B] NDCG@k with the reranker's term of this weight; 0 is the fused order."""
+    def ndcg(self, weight: float | FloatArray, k: int) -> RealArray:
+        """[B] NDCG@k with the reranker's term of this weight, or these [B]; 0: the fused order."""
+        weights = np.broadcast_to(np.asarray(weight, dtype=np.float32), len(self.cases))
         found, start = [], 0
         for fused, scores in zip(self.fused, self.scores, strict=True):
             rows = np.arange(len(scores))
-            final = fused.reranked(rows, weight * scores)
+            own = weights[start : start + len(scores), None]
+            final = fused.reranked(rows, own * scores)
             targets = self.cases.targets.slice(start, start + len(scores))
             ranks = list_ranks(final.items, final.scores, targets)
             found.append(METRICS["ndcg"](ranks, k))
@@ -58,16 +60,22 @@ def lists_of(pipeline: Pipeline, cases: Cases) -> Lists:
         block = cases.histories.slice(start, min(start + BLOCK, len(cases)))
         fused.append(pipeline.recommend(block, rerank=False))
         top = fused[-1].items[:, : pipeline.config.rerank_top]
-        scores.append(pipeline.rerank_scores(block, top))
+        targets = cases.targets.slice(start, start + len(block))
+        scores.append(hit_scores(pipeline, block, top, targets))
     return Lists(cases, tuple(fused), tuple(scores))
+
+
+def best_weight(lists: Lists, k: int) -> float:
+    """The best of the gate's grid, one for all cases."""
+    weights = [factor * lists.spread for factor in GRID]
+    return max(weights, key=lambda each: float(lists.ndcg(each, k).mean()))
 
 
 def by_length(
     chosen_on: Lists, measured_on: Lists, bootstrap: BootstrapConfig, k: int
 ) -> tuple[float, list[tuple[str, ...]]]:
     """The best single weight on one part, and a row for each history length of the other."""
-    weights = [factor * chosen_on.spread for factor in GRID]
-    weight = max(weights, key=lambda each: float(chosen_on.ndcg(each, k).mean()))
+    weight = best_weight(chosen_on, k)
     values = np.stack([measured_on.ndcg(each, k) for each in (weight, 0.0)], axis=1)
     lengths = measured_on.cases.histories.lengths
     bounds = [*LENGTH_BOUNDS[1:], np.inf]

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusionrec.data.histories import Histories
-from fusionrec.evaluation.ranks import Ranks, dense_ranks, full_ranks, list_ranks, seen_items
+from fusionrec.evaluation.ranks import (
+    Ranks,
+    dense_ranks,
+    full_ranks,
+    hit_lists,
+    list_ranks,
+    seen_items,
+)
 
 
 def ranks_of(scores, history, *targets):
@@ -174,3 +181,9 @@ def test_ranks_from_nested_lists():
     assert ranks.lengths.tolist() == [2, 1]
     with pytest.raises(AssertionError):
         Ranks.of([[0.5]])
+
+
+def test_lists_that_hold_a_target():
+    items = np.array([[3, 1, -1], [2, 0, 4], [5, -1, -1], [6, 7, 8]], dtype=np.int32)
+    targets = Histories.of([[1], [3], [5, 9], [8, 6]])
+    assert hit_lists(items, targets).tolist() == [0, 2, 3]

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusionrec.data.splits import split
 from fusionrec.evaluation.significance import BootstrapConfig, compare
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.reranker import Reranker
+from fusionrec.serving.pipeline import Pipeline
 from jobs import finished
 from jobs.distilled import Distilled, Reader, distillation_report
 
@@ -30,6 +32,24 @@ def test_a_copy_keeps_the_order(report, fitted):
     model = Reranker.load(fitted / "reranker").model
     assert found.student.parameters == sum(p.numel() for p in model.parameters())
     assert found.student.ms_a_list > 0
+
+
+def test_only_lists_that_hold_a_target_are_read(report, fitted, synthetic, monkeypatch):
+    read = []
+    score = Reranker.score
+
+    def counted(self, histories, candidates, *rest):
+        read.append(len(histories))
+        return score(self, histories, candidates, *rest)
+
+    monkeypatch.setattr(Reranker, "score", counted)
+    found = report(fitted / "reranker", "reranker")
+    pipeline = Pipeline.load(fitted)
+    cases = split(synthetic).validation
+    items = pipeline.recommend(cases.histories, rerank=False).items[:, :5]
+    held = (items == cases.targets.items[:, None]).any(axis=1).sum()
+    assert read == [1, held, 1, held]  # each model first warms up
+    assert held < found.teacher.gain.num_cases == len(cases)
 
 
 def test_an_encoder_may_be_the_student(report, fitted, monkeypatch):

@@ -55,6 +55,26 @@ def test_a_reranker_that_guesses_gets_none(config, monkeypatch):
     assert max(weights(config, monkeypatch, Oracle(None, seed=1))) == 0
 
 
+def test_lists_without_a_target_are_not_read(config, synthetic):
+    """The weights are those that would come of reading all: the others gain nothing."""
+    pipeline = Pipeline.load(config.pipeline)
+    cases = split(synthetic).validation
+    items = pipeline.recommend(cases.histories, rerank=False).items[:, :5]
+    read = []
+
+    def score(histories, own):
+        read.extend(own.tolist())
+        return np.random.default_rng(0).random(own.shape).astype(np.float32)
+
+    pipeline.rerank_scores = score
+    scores = reranking.hit_scores(pipeline, cases.histories, items, cases.targets)
+    held = (items == cases.targets.items[:, None]).any(axis=1)  # leave-one-out: one of each
+    assert read == items[held].tolist()
+    assert 0 < held.sum() < len(cases)
+    assert scores[held].all()
+    assert not scores[~held].any()
+
+
 def test_without_a_reranker_the_remedy_is_named(config):
     with pytest.raises(ConfigError, match=r"jobs.finetune --task reranker"):
         weigh(config)

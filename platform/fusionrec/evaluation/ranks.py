@@ -115,6 +115,15 @@ def list_ranks(items: CodeArray, scores: FloatArray, targets: Histories) -> Rank
     return _ranks(scores, rows, found, targets.offsets)
 
 
+def hit_lists(items: CodeArray, targets: Histories) -> IntArray:
+    """The rows of lists ``items`` [B, C] that hold a target of theirs, ascending.
+
+    Of the others every order is worth the same, so that no model needs to read them.
+    """
+    ranks = list_ranks(items, np.zeros(items.shape, dtype=np.float32), targets)
+    return np.unique(ranks.rows[np.isfinite(ranks.ranks)])
+
+
 def full_ranks(
     source: Scorer,
     histories: Histories,

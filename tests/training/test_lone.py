@@ -6,8 +6,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.memory import estimate
-from fusionrec.training.traced import Architecture, Load, Pass, Reads
+from fusionrec.training.memory import Architecture, Load, Pass, Reads, estimate
 
 SETTINGS = {
     "epochs": 2,

@@ -243,8 +243,8 @@ class Bench:
                 both["it and bm25"] = tuple(name for name in names if name != "bm25")
             found += ablation.instead(others, both)
             told = (
-                f"\nThe language model is {self._config.encoder}; {' and '.join(reads)} read what "
-                "it says of the items. It is left out with semantic, and the others are fitted "
+                f"\nThe language model is {self._config.encoder}, whose vectors are read by "
+                f"{' and '.join(reads)}. It is left out with semantic, and the others are fitted "
                 "again without it. No list is reranked.\n"
             )
         return (

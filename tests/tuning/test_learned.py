@@ -134,7 +134,7 @@ def test_a_campaign_leaves_trees_that_every_part_of_the_pipeline_uses(
     loaded = Pipeline.load(pipeline)
     histories = split(synthetic).test.histories.slice(0, 20)
     lists = loaded.retrieve(histories)
-    sources = loaded.config.sources
+    sources = found.sources
     assert lists.term_names == (*sources, "history", "item")
     np.testing.assert_allclose(lists.terms.sum(axis=1), lists.scores, atol=1e-4)
     assert set(loaded.weights()["trees, share of gain"]) >= {*sources, "item"}

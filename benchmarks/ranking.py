@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from benchmarks.harness.ablation import Ablation, LeftOut
-from benchmarks.harness.audit import audit, each_ndcg
+from benchmarks.harness.audit import audit, each_ndcg, fitted_again, with_ties_reversed
 from benchmarks.harness.command import command_of, run_job
 from benchmarks.harness.fits import Fit, fit_each
 from benchmarks.harness.machine import describe, today
@@ -290,19 +290,25 @@ class Bench:
             f"{found.tied_events:.1%} of the events share user and time with another, so that "
             f"their order is the file's; {found.tied_targets:.1%} of the targets are as old as "
             f"the event before them. {found.repeated_targets:.1%} of the targets had been met "
-            f"before, and {found.cold_targets:.1%} have no training event. Of the events of the "
-            f"test window {found.met_before:,} are no targets since their user had met the item "
-            f"before it, and {found.met_again:,} since they repeat one of it. "
+            f"before, and {found.cold_targets:.1%} have no training event; of the items without "
+            f"one {found.cold_held_out:.1%} are a target of validation or test. Of the events of "
+            f"the test window {found.met_before:,} are no targets since their user had met the "
+            f"item before it, and {found.met_again:,} since they repeat one of it. "
             f"{found.twin_items:.1%} of the items are a work that has another id, too (equal "
             "title and year, or without a title an equal description): so are "
             f"{found.twin_targets:.1%} of the targets, and {found.twins_met:.1%} of the targets "
             "had been met under their other id.\n"
         )
-        if not found.tied_events:
-            return text
-        each = each_ndcg(Pipeline.load(self._pipeline), self._dataset, self._parts, self._fit)
-        rows = [(name, *(f"{value:.4f}" for value in values)) for name, *values in each]
-        columns = ("system", f"NDCG@{K}", "with the order of ties reversed")
+        pipeline = Pipeline.load(self._pipeline)
+        columns = ["system", f"NDCG@{K}", "with cold targets missed"]
+        each = {name: list(values) for name, values in each_ndcg(pipeline, self._parts).items()}
+        if found.tied_events:
+            turned = with_ties_reversed(self._dataset, self._parts.protocol)
+            again = fitted_again(pipeline, self._dataset, turned, self._fit)
+            columns.append("with the order of ties reversed")
+            for name, (ndcg, _) in each_ndcg(again, turned).items():
+                each[name].append(ndcg)
+        rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in each.items()]
         return f"{text}\n{table(columns, rows)}"
 
     def _data(self, parts: Split) -> TrainingData:

@@ -33,6 +33,8 @@ class Audit:
     """Share of test targets that the user had met before: nobody can find them."""
     cold_targets: float
     """Share of test targets without a training event."""
+    cold_held_out: float
+    """Share of the items without a training event that are a target of validation or of test."""
     met_before: int
     """Events of the test window that are no targets since their user had met the item before it."""
     met_again: int
@@ -63,12 +65,17 @@ def audit(dataset: Dataset, parts: Split) -> Audit:
     distinct, window = _window(dataset, parts)
     work = works(dataset)
     has_twin = np.bincount(work)[work] > 1
+    cold = parts.item_counts == 0
+    held_out = np.zeros(parts.num_items, dtype=np.bool_)
+    for part in (parts.validation, parts.test):
+        held_out[part.targets.items] = True
     met = _met(targets.rows, work[targets.items], histories.rows, work[histories.items])
     return Audit(
         tied_events=float(tied.mean()),
         tied_targets=float((has_past & (targets.timestamps == newest[targets.rows])).mean()),
         repeated_targets=float(repeated.mean()),
-        cold_targets=float((parts.item_counts[targets.items] == 0).mean()),
+        cold_targets=float(cold[targets.items].mean()),
+        cold_held_out=float(held_out[cold].mean()) if cold.any() else 0.0,
         met_before=distinct - len(targets.items),
         met_again=window - distinct,
         twin_items=float(has_twin.mean()),
@@ -132,14 +139,10 @@ def with_ties_reversed(dataset: Dataset, protocol: Protocol) -> Split:
     return split(dataset, protocol, backwards)
 
 
-def each_ndcg(
-    pipeline: Pipeline, dataset: Dataset, parts: Split, config: FitConfig
-) -> Iterator[tuple[str, float, float]]:
-    """NDCG@10 of every source and of the fused list, as it is and with the order of ties reversed.
-
-    For the second the sources are fitted again; the fusion keeps its weights, or its trees.
-    """
-    turned = with_ties_reversed(dataset, parts.protocol)
+def fitted_again(
+    pipeline: Pipeline, dataset: Dataset, turned: Split, config: FitConfig
+) -> Pipeline:
+    """``pipeline`` with sources fitted to ``turned``; the fusion keeps its weights or trees."""
     data = training_data(config, dataset, turned)
     learned = pipeline.learned
     if learned is not None:
@@ -147,7 +150,7 @@ def each_ndcg(
             turned.train, turned.num_items, has_timestamps=dataset.info.has_timestamps
         )
         learned = replace(learned, items=items)
-    again = Pipeline(
+    return Pipeline(
         pipeline.config,
         pipeline.catalogue,
         turned.item_counts,
@@ -158,20 +161,31 @@ def each_ndcg(
         diversity=pipeline.diversity,
         rules=pipeline.rules,
     )
-    both = zip(_each(pipeline, parts), _each(again, turned), strict=True)
-    for (name, ndcg), (_, of_turned) in both:
-        yield name, ndcg, of_turned
 
 
-def _each(pipeline: Pipeline, parts: Split) -> Iterator[tuple[str, float]]:
+def each_ndcg(pipeline: Pipeline, parts: Split) -> dict[str, tuple[float, float]]:
+    """NDCG@10 of every source and of the fused list: as it is, and with cold targets missed.
+
+    Where the catalogue holds what somebody met and nothing else, an item without a training event
+    mostly has a held-out one. What is found through that, nobody would find among new items.
+    """
+    targets = parts.test.targets
+    cold = parts.item_counts[targets.items] == 0
+    return {
+        name: (_ndcg(ranks), _ndcg(Ranks(np.where(cold, np.inf, ranks.ranks), targets.offsets)))
+        for name, ranks in _each(pipeline, parts)
+    }
+
+
+def _each(pipeline: Pipeline, parts: Split) -> Iterator[tuple[str, Ranks]]:
     cases = replace(parts.test, histories=pipeline.embed(parts.test.histories))
     for source in pipeline.sources:
-        yield source.name, _ndcg(measure_source(source, cases, parts.item_counts, 10).ranks)
+        yield source.name, measure_source(source, cases, parts.item_counts, 10).ranks
     meter = ListMeter("fused", Kind.FUSED, cases, DEPTH, 10)
     for start in range(0, len(cases), BLOCK):
         lists = pipeline.retrieve(cases.histories.slice(start, min(start + BLOCK, len(cases))))
         meter.add(lists.items, lists.scores)
-    yield "fused", _ndcg(meter.measured().ranks)
+    yield "fused", meter.measured().ranks
 
 
 def _ndcg(ranks: Ranks) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,13 @@ import pytest
 
 from benchmarks.harness import recbole
 from benchmarks.harness.ablation import Ablation
-from benchmarks.harness.audit import audit, each_ndcg, with_ties_reversed, works
+from benchmarks.harness.audit import (
+    audit,
+    each_ndcg,
+    fitted_again,
+    with_ties_reversed,
+    works,
+)
 from benchmarks.harness.fits import fit_each
 from benchmarks.harness.memory import alone, peak_mib
 from benchmarks.harness.ranking import MODELS, peer
@@ -85,6 +92,7 @@ def test_the_audit_counts_ties_repetitions_and_cold_items():
     assert found.tied_targets == pytest.approx(1 / 3)  # user 0
     assert found.repeated_targets == pytest.approx(1 / 3)  # user 1
     assert found.cold_targets == pytest.approx(2 / 3)  # items 2 and 3
+    assert found.cold_held_out == 1
 
 
 def test_the_audit_counts_works_with_two_ids_and_what_is_no_target():
@@ -165,7 +173,7 @@ def test_sources_are_fitted_one_by_one_with_the_settings_that_are_given(
         fit_config(config, tmp_path, Protocol.LEAVE_ONE_OUT)
 
 
-def test_what_ties_do_is_told_of_every_source_and_of_the_served_list(
+def test_what_ties_and_cold_targets_do_is_told_of_every_source_and_of_the_served_list(
     synthetic: Dataset, tiny_encoder: Path, tmp_path: Path
 ):
     config = FitConfig(dataset=synthetic.directory, pipeline=tmp_path, sources=("semantic",))
@@ -175,11 +183,13 @@ def test_what_ties_do_is_told_of_every_source_and_of_the_served_list(
     config = config.model_copy(update={"sources": ("item-knn", "semantic")})
     fit(config)
     pipeline, parts = Pipeline.load(tmp_path), split(synthetic)
-    found = list(each_ndcg(pipeline, synthetic, parts, config))
-    assert [name for name, *_ in found] == ["item-knn", "semantic", "fused"]
-    assert all(0 < value < 1 for _, *values in found for value in values)
-    if not audit(synthetic, parts).tied_events:  # then there is nothing to turn around
-        assert all(ndcg == turned for _, ndcg, turned in found)
+    found = each_ndcg(pipeline, parts)
+    assert list(found) == ["item-knn", "semantic", "fused"]
+    assert all(0 < missed <= ndcg < 1 for ndcg, missed in found.values())
+    again = each_ndcg(fitted_again(pipeline, synthetic, parts, config), parts)
+    assert again == found
+    cold = each_ndcg(pipeline, replace(parts, train=parts.train.take([])))
+    assert cold == {name: (ndcg, 0) for name, (ndcg, _) in found.items()}
 
 
 @pytest.mark.slow
@@ -218,6 +228,7 @@ def test_the_whole_benchmark_from_raw_files(
         assert f"| {name} | " in rows_left_out or f"{name} (" in turned_off, name
     assert "whose vectors are read by" in left_out
     assert "are no targets since their user had met the item" in audited
+    assert "| system | NDCG@10 | with cold targets missed |" in audited
 
 
 @pytest.mark.slow

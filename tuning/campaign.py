@@ -303,7 +303,8 @@ def _report(
     before: dict[str, RealArray],
     after: dict[str, RealArray],
 ) -> report.CampaignReport:
-    fitted, fusion = read_config(config.pipeline), Fusion.load(config.pipeline / "fusion.json")
+    fitted = read_config(config.pipeline)
+    fusion = Fusion.served(config.pipeline) or Fusion.load(config.pipeline / "fusion.json")
     bootstrap = BootstrapConfig(seed=config.seed)
 
     def compared(part: str) -> Comparison:
@@ -334,6 +335,8 @@ def _report(
         settings=settings,
         normalisation=str(fusion.normalisation),
         weights=fusion.table(),
+        off=fusion.unasked(fitted.sources),
+        fallback=fusion.fallback,
         learned=(config.pipeline / LAMBDARANK).is_dir(),
         searches=tuple(searches),
         front=Front.model_validate_json(front.read_bytes()) if front.is_file() else None,

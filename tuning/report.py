@@ -10,6 +10,7 @@ from markupsafe import Markup
 from fusionrec.config import Config
 from fusionrec.data.dataset import DatasetInfo
 from fusionrec.data.splits import Protocol
+from fusionrec.evaluation.render import off_sentence
 from fusionrec.evaluation.significance import BootstrapConfig, Comparison
 from fusionrec.pages import page
 from tuning import charts
@@ -41,6 +42,11 @@ class CampaignReport(Config):
     normalisation: str
     weights: dict[str, dict[str, float]]
     """Segment → term → weight, as tuned."""
+    off: dict[str, float | None]
+    """Sources that are not always asked → the share of the samples of the validation cases in which
+    the search gave it no weight; None where no search turned it off."""
+    fallback: str | None
+    """The one of them that is asked where the others propose too few."""
     learned: bool
     """Whether trees order the top of the weighted lists again."""
     searches: tuple[SearchHistory, ...]
@@ -84,6 +90,7 @@ def html(report: CampaignReport) -> str:
         report=report,
         searches=searches,
         changes=_changes(report.winners),
+        off=off_sentence(report.off, report.fallback),
         terms=list(dict.fromkeys(term for row in report.weights.values() for term in row)),
         front_chart=Markup(charts.front_chart(front)) if front else None,  # noqa: S704
         metrics=list(front.start.values) if front else [],

@@ -92,6 +92,20 @@ def test_the_page_is_whole_and_says_what_a_reader_looks_for(done):
 
 
 @pytest.mark.ray
+def test_the_page_names_what_is_off(done):
+    _, found = done
+    fitted = found.settings.keys()
+    assert found.off.keys() <= fitted
+    text = html(
+        found.model_copy(update={"off": {"ials": 0.4, "popularity": 0.5}, "fallback": "popularity"})
+    )
+    assert "ials (40%) is off and not asked. popularity (50%) is asked only where" in text
+    assert "is off and not asked" not in html(
+        found.model_copy(update={"off": {}, "fallback": None})
+    )
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(("gain", "told"), [(0.01, "yes"), (-0.01, "no, stays as it was")])
 def test_an_encoder_that_was_installed_is_said_to_be(done, gain, told):
     """Even where the first trial won, so that no setting differs from where the search began."""

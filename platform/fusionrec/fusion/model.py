@@ -143,6 +143,11 @@ class Fusion(Config):
         unused = set(self.sources) - used
         return self.without(unused) if used and unused else self
 
+    def unasked(self, fitted: Sequence[str]) -> dict[str, float | None]:
+        """Which of the sources ``fitted`` are not always asked → why, as :attr:`off` says."""
+        names = [name for name in fitted if name not in self.sources or name == self.fallback]
+        return {name: self.off.get(name) for name in names}
+
     def segment_of(self, lengths: IntArray) -> IntArray:
         """[B] the segment of histories of these lengths."""
         bounds = [s.max_events for s in self.segments if s.max_events is not None]

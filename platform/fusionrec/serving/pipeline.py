@@ -220,9 +220,7 @@ class Pipeline:
 
     def off(self) -> dict[str, float | None]:
         """Sources that were fitted and are not always asked → why, as :attr:`Fusion.off` says."""
-        fusion, names = self.fusion, self.config.sources
-        unasked = [name for name in names if name not in fusion.sources or name == fusion.fallback]
-        return {name: fusion.off.get(name) for name in unasked}
+        return self.fusion.unasked(self.config.sources)
 
     def rerank(self, histories: Histories, fused: Fused) -> Fused:
         """Add the reranker's term over the top of each list of a segment that it helps.

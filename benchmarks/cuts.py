@@ -49,8 +49,9 @@ class CutsBenchmark(JobConfig):
     cuts: int = Field(default=3, ge=2, le=6)
     """How many; each one drops the newest tenth of what the one before it had."""
     sources: tuple[str, ...] | None = None
-    """Sources to fit, as jobs.fit takes them; by default all that the data can carry but slow
-    ones."""
+    """Sources to fit, as jobs.fit takes them; by default all that it fits by default."""
+    slow_sources: bool = True
+    """Whether to fit sasrec too, which takes minutes to train at each cut."""
     text: bool = True
     """Whether a language model reads the items' texts, where they have any."""
     encoder: str = DEFAULT_MODEL
@@ -112,6 +113,7 @@ def _at_cut(config: CutsBenchmark, dataset: Dataset, place: Path) -> Report:
         protocol=Protocol.GLOBAL_TIME,
         prepare=True,
         sources=config.sources,
+        slow_sources=config.slow_sources,
     )
     if config.text and dataset.catalogue.has_text:
         fit(fitted)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +19,20 @@ import numpy as np
 from pydantic import Field
 
 from benchmarks.harness.ablation import Ablation, LeftOut
-from benchmarks.harness.audit import audit, each_ndcg, fitted_again, with_ties_reversed
+from benchmarks.harness.audit import Systems, audit, with_ties_reversed
 from benchmarks.harness.command import command_of, run_job
 from benchmarks.harness.fits import Fit, fit_each
 from benchmarks.harness.machine import describe, today
-from benchmarks.harness.ranking import fused, peers
-from benchmarks.harness.recbole import FOLDER, MISSING, epochs_told, recbole_peers
+from benchmarks.harness.memory import alone, peak_mib
+from benchmarks.harness.ranking import MODELS, fused, peer
+from benchmarks.harness.recbole import FOLDER, MISSING, epochs_told, recbole_peer
+from benchmarks.harness.recbole import MODELS as RECBOLE_MODELS
 from benchmarks.harness.tables import table
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import IngestConfig, ingest
 from fusionrec.data.splits import Protocol, Split, split
+from fusionrec.errors import ServingError
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.render import off_sentence
 from fusionrec.evaluation.report import Report
@@ -96,15 +100,14 @@ class Bench:
         self._bootstrap = BootstrapConfig(draws=config.draws, seed=config.seed)
         self._fit = fit_with
 
-    def run(self) -> str:
+    def run(self, ingest_s: float) -> str:
         """Everything; a section of the report."""
-        began = time.perf_counter()
+        began = time.perf_counter() - ingest_s
         fits = self._fitted()
         fusions = self._fusions()
         report = self._evaluated()
         minutes = (time.perf_counter() - began) / 60
-        rivals = list(peers(self._parts, self._config.seed))
-        recbole = self._recbole(rivals)
+        rivals, told = self._rivals()
         return "\n".join(
             (
                 f"## {self._parts.protocol.capitalize()}\n",
@@ -117,7 +120,7 @@ class Bench:
                     for found in report.comparisons
                     if found.metric == "ndcg"
                 ),
-                recbole,
+                *told,
                 self._ablation(),
                 self._audit(),
             )
@@ -130,23 +133,22 @@ class Bench:
             run_job("jobs.embed", pipeline=self._pipeline, encoder=self._config.encoder)
         return fit_each(self._fit)
 
-    def _fusions(self) -> list[Measured]:
+    def _fusions(self) -> list[tuple[Measured, Fit]]:
         """The lists of each kind of fusion; the pipeline is left with the one that was chosen."""
         found = []
         for model in (FusionModel.LINEAR, FusionModel.LAMBDARANK, FusionModel.AUTO):
-            campaign(
-                FusionCampaign(
-                    pipeline=self._pipeline,
-                    dataset=self._dataset.directory,
-                    out=self._folder / "campaign",
-                    trials=self._config.trials,
-                    seed=self._config.seed,
-                    model=model,
-                )
+            search = FusionCampaign(
+                pipeline=self._pipeline,
+                dataset=self._dataset.directory,
+                out=self._folder / "campaign",
+                trials=self._config.trials,
+                seed=self._config.seed,
+                model=model,
             )
+            took = alone(_searched, search)
             if model is not FusionModel.AUTO:
                 pipeline = Pipeline.load(self._pipeline)
-                found.append(fused(pipeline, self._parts.test, f"fused, {model}"))
+                found.append((fused(pipeline, self._parts.test, f"fused, {model}"), took))
         return found
 
     def _evaluated(self) -> Report:
@@ -161,20 +163,39 @@ class Bench:
             )
         )
 
-    def _recbole(self, rivals: list[tuple[Measured, Fit]]) -> str:
-        """Add its models to ``rivals``; a sentence on its epochs, or on why there are none."""
-        minutes = self._config.recbole_minutes
-        if not FOLDER.is_dir() or not minutes:
-            return MISSING if minutes else ""
-        found = recbole_peers(self._parts, self._folder / "recbole", minutes, self._config.seed)
-        rivals.extend((peer.measured, peer.fit) for peer in found.values())
-        return epochs_told(found["SASRec"].epochs_s, self._data(self._parts), self._fit.sasrec)
+    def _rivals(self) -> tuple[list[tuple[Measured, Fit]], list[str]]:
+        """Other programs' models; sentences on them, among others on those that failed."""
+        seed, minutes = self._config.seed, self._config.recbole_minutes
+        found: list[tuple[Measured, Fit]] = []
+        told = []
+        for name in MODELS:
+            try:
+                found.append(alone(peer, name, self._parts, seed))
+            except (BrokenProcessPool, MemoryError):
+                told.append(
+                    f"implicit's {name} ended early: it may want more memory than is here.\n"
+                )
+        if not minutes:
+            return found, told
+        if not FOLDER.is_dir():
+            return found, [*told, MISSING]
+        for name in RECBOLE_MODELS:
+            try:
+                their = recbole_peer(name, self._parts, self._folder / "recbole", minutes, seed)
+            except ServingError as error:
+                told.append(f"{error}.\n")
+                continue
+            found.append((their.measured, their.fit))
+            if name == "SASRec":
+                data = self._data(self._parts)
+                told.append(epochs_told(their.epochs_s, data, self._fit.sasrec))
+        return found, told
 
     def _systems(
         self,
         report: Report,
         fits: dict[str, Fit],
-        fusions: list[Measured],
+        fusions: list[tuple[Measured, Fit]],
         rivals: list[tuple[Measured, Fit]],
     ) -> str:
         rows: list[tuple[str, ...]] = []
@@ -186,19 +207,17 @@ class Bench:
                 (
                     system.name,
                     f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]",
-                    f"{hits.mean:.4f}",
+                    f"{hits.mean:.4f} [{hits.low:.4f}, {hits.high:.4f}]",
                     *_took(fits.get(system.name)),
                     f"{system.seconds / report.num_cases * 1e3:.2f}",
                     f"{size / 2**20:.1f}" if size else "",
                 )
             )
-        rows.extend(
-            self._row(each, took) for each, took in [*((f, None) for f in fusions), *rivals]
-        )
+        rows.extend(self._row(each, took) for each, took in [*fusions, *rivals])
         columns = (
             "system",
             f"NDCG@{K} [95%]",
-            f"HR@{K}",
+            f"HR@{K} [95%]",
             "fit, s",
             "fit, MiB",
             "s per 1,000 histories",
@@ -208,17 +227,19 @@ class Bench:
         return (
             f"{table(columns, rows)}\n*fit, MiB*: the peak of resident memory of a process that "
             f"fits it alone; {least:,.0f} MiB of that are there once the data are read. *fit, s* "
-            "of what learns by torch holds loading it.\n"
+            "of what learns by torch holds loading it. A fusion's is its search, without the "
+            "memory of Ray's workers; that of trees comes on top of the linear one, whose trials "
+            "it takes over.\n"
         )
 
-    def _row(self, found: Measured, took: Fit | None) -> tuple[str, ...]:
+    def _row(self, found: Measured, took: Fit) -> tuple[str, ...]:
         values = np.stack([METRICS[name](found.ranks, K) for name in ("ndcg", "hr")], axis=1)
         draws = bootstrap_means(values, self._bootstrap)
-        ndcg = estimate(values[:, 0].mean(), draws[:, 0], self._bootstrap.level)
+        level = self._bootstrap.level
+        each = (estimate(values[:, n].mean(), draws[:, n], level) for n in range(2))
         return (
             found.name,
-            f"{ndcg.mean:.4f} [{ndcg.low:.4f}, {ndcg.high:.4f}]",
-            f"{values[:, 1].mean():.4f}",
+            *(f"{value.mean:.4f} [{value.low:.4f}, {value.high:.4f}]" for value in each),
             *_took(took),
             f"{found.seconds / len(values) * 1e3:.2f}",
             "",
@@ -299,14 +320,14 @@ class Bench:
             f"{found.twin_targets:.1%} of the targets, and {found.twins_met:.1%} of the targets "
             "had been met under their other id.\n"
         )
-        pipeline = Pipeline.load(self._pipeline)
+        systems = Systems.load(self._pipeline)
         columns = ["system", f"NDCG@{K}", "with cold targets missed"]
-        each = {name: list(values) for name, values in each_ndcg(pipeline, self._parts).items()}
+        each = {name: list(values) for name, values in systems.ndcg(self._parts).items()}
         if found.tied_events:
             turned = with_ties_reversed(self._dataset, self._parts.protocol)
-            again = fitted_again(pipeline, self._dataset, turned, self._fit)
+            again = systems.fitted_again(self._dataset, turned, self._fit)
             columns.append("with the order of ties reversed")
-            for name, (ndcg, _) in each_ndcg(again, turned).items():
+            for name, (ndcg, _) in again.ndcg(turned).items():
                 each[name].append(ndcg)
         rows = [(name, *(f"{value:.4f}" for value in values)) for name, values in each.items()]
         return f"{text}\n{table(columns, rows)}"
@@ -330,6 +351,12 @@ def fit_config(config: RankingBenchmark, folder: Path, protocol: Protocol) -> Fi
     if config.sources is not None:
         update["sources"] = config.sources
     return given.model_copy(update=update)
+
+
+def _searched(search: FusionCampaign) -> Fit:
+    before, began = peak_mib(), time.perf_counter()
+    campaign(search)
+    return Fit(time.perf_counter() - began, before, peak_mib())
 
 
 def _took(fit: Fit | None) -> tuple[str, str]:
@@ -359,23 +386,23 @@ def measure(config: RankingBenchmark) -> Path:
     """Run all protocols; the report."""
     name = config.data.resolve().name
     folder = config.out / name
-    machine = describe()
+    machine, began = describe(), time.perf_counter()
     fits = [fit_config(config, folder, protocol) for protocol in config.protocols]
     ingest(IngestConfig(raw=config.data, out=folder / "dataset"))
+    ingest_s = time.perf_counter() - began
     dataset = Dataset.open(folder / "dataset")
-    sections = []
+    path, sections = folder / f"ranking-{today()}.md", list[str]()
     for each in fits:
         if each.protocol is Protocol.GLOBAL_TIME and not dataset.info.has_timestamps:
             sections.append(f"## {each.protocol.capitalize()}\n\nThe data have no timestamps.\n")
-            continue
-        sections.append(Bench(config, dataset, each).run())
-    head = (
-        f"# Ranking on {name}, {today()}\n\n{machine}\n\n"
-        f"`{command_of('benchmarks.ranking', config)}`; "
-        "every choice was made on validation cases.\n"
-    )
-    path = folder / f"ranking-{today()}.md"
-    path.write_text("\n".join((head, *sections)), encoding="utf-8")
+        else:
+            sections.append(Bench(config, dataset, each).run(ingest_s))
+        head = (
+            f"# Ranking on {name}, {today()}\n\n{machine}\n\n"
+            f"`{command_of('benchmarks.ranking', config)}`; every choice was made on validation "
+            f"cases. In all {(time.perf_counter() - began) / 60:.1f} minutes.\n"
+        )
+        path.write_text("\n".join((head, *sections)), encoding="utf-8")
     return path
 
 

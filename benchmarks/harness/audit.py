@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 
+from benchmarks.harness.ranking import fused
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.histories import BoolArray, CodeArray, IntArray
 from fusionrec.data.releases import stated
 from fusionrec.data.splits import Protocol, Split, split
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import Ranks
-from fusionrec.evaluation.systems import BLOCK, Kind, ListMeter, measure_source
+from fusionrec.evaluation.systems import measure_source
 from fusionrec.fusion.features import ItemStatistics
+from fusionrec.fusion.lambdarank import LambdaRank
 from fusionrec.serving.pipeline import Pipeline
 from jobs.fit import FitConfig, training_data
-
-DEPTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,53 +141,64 @@ def with_ties_reversed(dataset: Dataset, protocol: Protocol) -> Split:
     return split(dataset, protocol, backwards)
 
 
-def fitted_again(
-    pipeline: Pipeline, dataset: Dataset, turned: Split, config: FitConfig
-) -> Pipeline:
-    """``pipeline`` with sources fitted to ``turned``; the fusion keeps its weights or trees."""
-    data = training_data(config, dataset, turned)
-    learned = pipeline.learned
-    if learned is not None:
-        items = ItemStatistics.of(
-            turned.train, turned.num_items, has_timestamps=dataset.info.has_timestamps
-        )
-        learned = replace(learned, items=items)
-    return Pipeline(
-        pipeline.config,
-        pipeline.catalogue,
-        turned.item_counts,
-        [config.build(name).fit(data) for name in pipeline.fusion.sources],
-        pipeline.fusion,
-        encoder=pipeline.encoder,
-        learned=learned,
-        diversity=pipeline.diversity,
-        rules=pipeline.rules,
-    )
+@dataclass(frozen=True, slots=True)
+class Systems:
+    """What is audited: every source that was fitted, asked or not, and the list that is served."""
 
+    fitted: Pipeline
+    """Asks every source."""
+    served: Pipeline
 
-def each_ndcg(pipeline: Pipeline, parts: Split) -> dict[str, tuple[float, float]]:
-    """NDCG@10 of every source and of the fused list: as it is, and with cold targets missed.
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Those of a pipeline directory."""
+        return cls(Pipeline.load(directory, weighed=False), Pipeline.load(directory))
 
-    Where the catalogue holds what somebody met and nothing else, an item without a training event
-    mostly has a held-out one. What is found through that, nobody would find among new items.
-    """
-    targets = parts.test.targets
-    cold = parts.item_counts[targets.items] == 0
-    return {
-        name: (_ndcg(ranks), _ndcg(Ranks(np.where(cold, np.inf, ranks.ranks), targets.offsets)))
-        for name, ranks in _each(pipeline, parts)
-    }
+    def fitted_again(self, dataset: Dataset, turned: Split, config: FitConfig) -> Self:
+        """With sources fitted to ``turned``; the fusion keeps its weights or trees."""
+        data = training_data(config, dataset, turned)
+        sources = {s.name: config.build(s.name).fit(data) for s in self.fitted.sources}
+        learned = self.served.learned
+        if learned is not None:
+            items = ItemStatistics.of(
+                turned.train, turned.num_items, has_timestamps=dataset.info.has_timestamps
+            )
+            learned = replace(learned, items=items)
 
+        def again(pipeline: Pipeline, learned: LambdaRank | None) -> Pipeline:
+            return Pipeline(
+                pipeline.config,
+                pipeline.catalogue,
+                turned.item_counts,
+                [sources[source.name] for source in pipeline.sources],
+                pipeline.fusion,
+                encoder=pipeline.encoder,
+                learned=learned,
+                diversity=pipeline.diversity,
+                rules=pipeline.rules,
+            )
 
-def _each(pipeline: Pipeline, parts: Split) -> Iterator[tuple[str, Ranks]]:
-    cases = replace(parts.test, histories=pipeline.embed(parts.test.histories))
-    for source in pipeline.sources:
-        yield source.name, measure_source(source, cases, parts.item_counts, 10).ranks
-    meter = ListMeter("fused", Kind.FUSED, cases, DEPTH, 10)
-    for start in range(0, len(cases), BLOCK):
-        lists = pipeline.retrieve(cases.histories.slice(start, min(start + BLOCK, len(cases))))
-        meter.add(lists.items, lists.scores)
-    yield "fused", meter.measured().ranks
+        return replace(self, fitted=again(self.fitted, None), served=again(self.served, learned))
+
+    def ndcg(self, parts: Split) -> dict[str, tuple[float, float]]:
+        """NDCG@10 of each on test: as it is, and with cold targets counted as missed.
+
+        Where the catalogue holds what somebody met and nothing else, an item without a training
+        event mostly has a held-out one. What is found through that, nobody would find among new
+        items.
+        """
+        targets = parts.test.targets
+        cold = parts.item_counts[targets.items] == 0
+        return {
+            name: (_ndcg(ranks), _ndcg(Ranks(np.where(cold, np.inf, ranks.ranks), targets.offsets)))
+            for name, ranks in self._ranks(parts)
+        }
+
+    def _ranks(self, parts: Split) -> Iterator[tuple[str, Ranks]]:
+        cases = replace(parts.test, histories=self.fitted.embed(parts.test.histories))
+        for source in self.fitted.sources:
+            yield source.name, measure_source(source, cases, parts.item_counts, 10).ranks
+        yield "fused", fused(self.served, parts.test, "fused").ranks
 
 
 def _ndcg(ranks: Ranks) -> float:

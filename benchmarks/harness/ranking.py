@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from implicit.utils import ParameterWarning
 from threadpoolctl import threadpool_limits
 
 from benchmarks.harness.fits import Fit
-from benchmarks.harness.memory import alone, peak_mib
+from benchmarks.harness.memory import peak_mib
 from fusionrec.data.histories import Histories
 from fusionrec.data.splits import Cases, Split
 from fusionrec.evaluation.systems import BLOCK, Kind, ListMeter, Measured
@@ -33,12 +33,6 @@ MODELS: dict[str, Callable[..., Any]] = {
     "TF-IDF kNN": partial(nearest.TFIDFRecommender, K=NEIGHBOURS),
     "BM25 kNN": partial(nearest.BM25Recommender, K=NEIGHBOURS),
 }
-
-
-def peers(parts: Split, seed: int) -> Iterator[tuple[Measured, Fit]]:
-    """Every model, fitted and asked in a process of its own."""
-    for name in MODELS:
-        yield alone(peer, name, parts, seed)
 
 
 def peer(name: str, parts: Split, seed: int) -> tuple[Measured, Fit]:

@@ -41,19 +41,21 @@ class Peer:
     """Seconds of each epoch; of EASE, of its one fit."""
 
 
-def recbole_peers(parts: Split, folder: Path, minutes: float, seed: int) -> dict[str, Peer]:
-    """Each model fitted on the same training histories and asked the same test cases.
+def recbole_peer(name: str, parts: Split, folder: Path, minutes: float, seed: int) -> Peer:
+    """A model fitted on the same training histories and asked the same test cases.
 
     Args:
+        name: one of ``MODELS``.
         parts: the split.
-        folder: for what its processes leave.
+        folder: for what its process leaves.
         minutes: SASRec begins epochs for so long.
         seed: of everything.
 
     Raises:
-        ServingError: a process failed; its log says why.
+        ServingError: its process failed; its log says why.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / name
+    out.mkdir(parents=True, exist_ok=True)
     material = folder / "material.npz"
     histories = {"train": parts.train, "asked": parts.test.histories}
     arrays = {
@@ -62,11 +64,6 @@ def recbole_peers(parts: Split, folder: Path, minutes: float, seed: int) -> dict
         for part in ("items", "timestamps", "offsets")
     }
     np.savez(material, allow_pickle=False, **arrays)
-    return {name: _peer(name, parts, material, folder / name, minutes, seed) for name in MODELS}
-
-
-def _peer(name: str, parts: Split, material: Path, out: Path, minutes: float, seed: int) -> Peer:
-    out.mkdir(exist_ok=True)
     threads = len(os.sched_getaffinity(0))
     values = {"model": name, "material": material.resolve(), "out": out.resolve(), "depth": DEPTH}
     values |= {"minutes": minutes, "threads": threads, "seed": seed}
@@ -104,7 +101,8 @@ def epochs_told(theirs_s: tuple[float, ...], data: TrainingData, config: SASRecC
         ours_s.append(time.perf_counter() - began)
     share = median(ours_s) / median(theirs_s)
     return (
-        f"An epoch of SASRec over {len(data.histories.items):,} training events takes RecBole "
+        f"An epoch of SASRec over {len(data.histories.items):,} training events (ours without the "
+        f"up to {config.held_out:.0%} that it watches its learning by) takes RecBole "
         f"{spread(theirs_s, 1)} s (its own settings, anomaly mode off) and ours "
         f"{spread(ours_s, 1)} s (as jobs.fit trains it, measured after each): {share:.3f} of it. "
         f"At most {BOUND:g}: {'held' if share <= BOUND else 'missed'}.\n"

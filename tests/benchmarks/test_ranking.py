@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,15 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import ranking
 from benchmarks.harness import recbole
 from benchmarks.harness.ablation import Ablation
-from benchmarks.harness.audit import (
-    audit,
-    each_ndcg,
-    fitted_again,
-    with_ties_reversed,
-    works,
-)
+from benchmarks.harness.audit import Systems, audit, with_ties_reversed, works
 from benchmarks.harness.fits import fit_each
 from benchmarks.harness.memory import alone, peak_mib
 from benchmarks.harness.ranking import MODELS, peer
@@ -30,7 +26,7 @@ from fusionrec.data.dataset import Dataset, DatasetInfo, Events
 from fusionrec.data.histories import Histories
 from fusionrec.data.splits import Cases, Protocol, split
 from fusionrec.data.text import item_texts
-from fusionrec.errors import ConfigError
+from fusionrec.errors import ConfigError, ServingError
 from fusionrec.evaluation.metrics import METRICS, ndcg
 from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.evaluation.significance import BootstrapConfig
@@ -39,7 +35,6 @@ from fusionrec.fusion.features import ItemStatistics
 from fusionrec.fusion.lambdarank import LambdaRank, LambdaRankConfig
 from fusionrec.fusion.model import Fusion, Segment
 from fusionrec.language.encoder import Encoder
-from fusionrec.serving.pipeline import Pipeline
 from fusionrec.sources.popularity import Popularity
 from fusionrec.sources.protocol import TrainingData
 from fusionrec.sources.sequential.config import SASRecConfig
@@ -182,13 +177,14 @@ def test_what_ties_and_cold_targets_do_is_told_of_every_source_and_of_the_served
     np.save(tmp_path / "vectors.npy", encoder.encode(item_texts(synthetic.catalogue)))
     config = config.model_copy(update={"sources": ("item-knn", "semantic")})
     fit(config)
-    pipeline, parts = Pipeline.load(tmp_path), split(synthetic)
-    found = each_ndcg(pipeline, parts)
+    Fusion.uniform(("item-knn",), np.ones(1)).save(tmp_path / "fusion.json")  # semantic is off
+    systems, parts = Systems.load(tmp_path), split(synthetic)
+    assert [source.name for source in systems.served.sources] == ["item-knn"]
+    found = systems.ndcg(parts)
     assert list(found) == ["item-knn", "semantic", "fused"]
     assert all(0 < missed <= ndcg < 1 for ndcg, missed in found.values())
-    again = each_ndcg(fitted_again(pipeline, synthetic, parts, config), parts)
-    assert again == found
-    cold = each_ndcg(pipeline, replace(parts, train=parts.train.take([])))
+    assert systems.fitted_again(synthetic, parts, config).ndcg(parts) == found
+    cold = systems.ndcg(replace(parts, train=parts.train.take([])))
     assert cold == {name: (ndcg, 0) for name, (ndcg, _) in found.items()}
 
 
@@ -219,7 +215,7 @@ def test_the_whole_benchmark_from_raw_files(
     systems, _, rest = report.partition("### What each source adds")
     left_out, _, audited = rest.partition("### Audit")
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in systems.splitlines()}
-    for name in (*sources, "implicit ALS"):
+    for name in (*sources, "fused, linear", "fused, lambdarank", "implicit ALS"):
         *_, fit_s, fit_mib, _, _ = rows[name].removesuffix(" |").split(" | ")
         assert float(fit_s) >= 0, name
         assert float(fit_mib.replace(",", "")) > 50, name
@@ -229,6 +225,28 @@ def test_the_whole_benchmark_from_raw_files(
     assert "whose vectors are read by" in left_out
     assert "are no targets since their user had met the item" in audited
     assert "| system | NDCG@10 | with cold targets missed |" in audited
+    for name in (*sources, "fused"):
+        assert f"| {name} | 0." in audited, name
+
+
+def test_a_rival_that_fails_is_told_and_costs_no_result(
+    synthetic: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(*_: object) -> None:
+        raise BrokenProcessPool
+
+    def failed(*_: object) -> None:
+        raise ServingError("RecBole's model failed: a log says why")
+
+    monkeypatch.setattr(ranking, "alone", killed)
+    monkeypatch.setattr(ranking, "recbole_peer", failed)
+    monkeypatch.setattr(ranking, "FOLDER", tmp_path)
+    fitted = FitConfig(dataset=synthetic.directory, pipeline=tmp_path / "pipeline")
+    config = RankingBenchmark(data=tmp_path, recbole_minutes=1)
+    found, told = ranking.Bench(config, synthetic, fitted)._rivals()
+    assert not found
+    assert sum("ended early" in sentence for sentence in told) == len(MODELS)
+    assert sum("a log says why" in sentence for sentence in told) == len(recbole.MODELS)
 
 
 @pytest.mark.slow
@@ -238,7 +256,10 @@ def test_recbole_learns_from_the_same_events_and_finds_what_goes_together(
     if not recbole.FOLDER.is_dir():
         pytest.skip(recbole.MISSING)
     parts = split(synthetic)
-    found = recbole.recbole_peers(parts, tmp_path, minutes=1e-6, seed=0)
+    found = {
+        name: recbole.recbole_peer(name, parts, tmp_path, minutes=1e-6, seed=0)
+        for name in recbole.MODELS
+    }
     assert len(found["SASRec"].epochs_s) == 1
     for name, least in (("EASE", 10), ("SASRec", 2)):
         measured = found[name].measured
@@ -250,7 +271,8 @@ def test_epochs_are_told_over_the_same_events(synthetic: Dataset):
     parts = split(synthetic)
     data = TrainingData(synthetic.catalogue, parts.train, has_timestamps=True)
     told = recbole.epochs_told((1e6, 2e6, 3e6), data, SASRecConfig(width=8))
-    assert f"over {len(parts.train.items):,} training events takes RecBole 2000000.0 [" in told
+    assert f"over {len(parts.train.items):,} training events (ours without the up to 2% " in told
+    assert "takes RecBole 2000000.0 [" in told
     assert told.endswith("0.000 of it. At most 0.1: held.\n")
     assert recbole.epochs_told((1e-6,), data, SASRecConfig(width=8)).endswith("missed.\n")
 

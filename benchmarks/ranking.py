@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,15 +23,13 @@ from benchmarks.harness.command import command_of, run_job
 from benchmarks.harness.fits import Fit, fit_each
 from benchmarks.harness.machine import describe, today
 from benchmarks.harness.memory import alone, peak_mib
-from benchmarks.harness.ranking import MODELS, fused, peer
-from benchmarks.harness.recbole import FOLDER, MISSING, epochs_told, recbole_peer
-from benchmarks.harness.recbole import MODELS as RECBOLE_MODELS
+from benchmarks.harness.ranking import fused
+from benchmarks.harness.rivals import measured
 from benchmarks.harness.tables import table
 from fusionrec.config import JobConfig, parse
 from fusionrec.data.dataset import Dataset
 from fusionrec.data.ingest import IngestConfig, ingest
 from fusionrec.data.splits import Protocol, Split, split
-from fusionrec.errors import ServingError
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.render import off_sentence
 from fusionrec.evaluation.report import Report
@@ -107,7 +104,15 @@ class Bench:
         fusions = self._fusions()
         report = self._evaluated()
         minutes = (time.perf_counter() - began) / 60
-        rivals, told = self._rivals()
+        minutes, data = self._config.recbole_minutes, self._data(self._parts)
+        rivals, told = measured(
+            self._parts,
+            data,
+            self._fit.sasrec,
+            self._folder / "recbole",
+            minutes,
+            self._config.seed,
+        )
         return "\n".join(
             (
                 f"## {self._parts.protocol.capitalize()}\n",
@@ -162,34 +167,6 @@ class Bench:
                 seed=self._config.seed,
             )
         )
-
-    def _rivals(self) -> tuple[list[tuple[Measured, Fit]], list[str]]:
-        """Other programs' models; sentences on them, among others on those that failed."""
-        seed, minutes = self._config.seed, self._config.recbole_minutes
-        found: list[tuple[Measured, Fit]] = []
-        told = []
-        for name in MODELS:
-            try:
-                found.append(alone(peer, name, self._parts, seed))
-            except (BrokenProcessPool, MemoryError):
-                told.append(
-                    f"implicit's {name} ended early: it may want more memory than is here.\n"
-                )
-        if not minutes:
-            return found, told
-        if not FOLDER.is_dir():
-            return found, [*told, MISSING]
-        for name in RECBOLE_MODELS:
-            try:
-                their = recbole_peer(name, self._parts, self._folder / "recbole", minutes, seed)
-            except ServingError as error:
-                told.append(f"{error}.\n")
-                continue
-            found.append((their.measured, their.fit))
-            if name == "SASRec":
-                data = self._data(self._parts)
-                told.append(epochs_told(their.epochs_s, data, self._fit.sasrec))
-        return found, told
 
     def _systems(
         self,

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import ranking
-from benchmarks.harness import recbole
+from benchmarks.harness import recbole, rivals
 from benchmarks.harness.ablation import Ablation
 from benchmarks.harness.audit import Systems, audit, with_ties_reversed, works
 from benchmarks.harness.fits import fit_each
@@ -238,12 +237,12 @@ def test_a_rival_that_fails_is_told_and_costs_no_result(
     def failed(*_: object) -> None:
         raise ServingError("RecBole's model failed: a log says why")
 
-    monkeypatch.setattr(ranking, "alone", killed)
-    monkeypatch.setattr(ranking, "recbole_peer", failed)
-    monkeypatch.setattr(ranking, "FOLDER", tmp_path)
-    fitted = FitConfig(dataset=synthetic.directory, pipeline=tmp_path / "pipeline")
-    config = RankingBenchmark(data=tmp_path, recbole_minutes=1)
-    found, told = ranking.Bench(config, synthetic, fitted)._rivals()
+    monkeypatch.setattr(rivals, "alone", killed)
+    monkeypatch.setattr(recbole, "recbole_peer", failed)
+    monkeypatch.setattr(recbole, "FOLDER", tmp_path)
+    parts = split(synthetic)
+    data = TrainingData(synthetic.catalogue, parts.train, has_timestamps=True)
+    found, told = rivals.measured(parts, data, SASRecConfig(), tmp_path, 1, 0)
     assert not found
     assert sum("ended early" in sentence for sentence in told) == len(MODELS)
     assert sum("a log says why" in sentence for sentence in told) == len(recbole.MODELS)

@@ -7,6 +7,8 @@ for argument in "$@"; do
   previous=$argument
 done
 sed -i -e 's/bind \*:/bind 127.0.0.1:/' -e 's/bind :\([0-9]\)/bind 127.0.0.1:\1/' "$config"
+# Ray's template sends a line of each request to the machine's syslog, path and all.
+sed -i '/^ *log .* local0 info/d' "$config"
 # Started again after a fault, it does not know for half a second where requests go. Serve has it
 # answer 404 then, which no client tries again.
 grep -q '^ *use_backend ' "$config" || sed -i \

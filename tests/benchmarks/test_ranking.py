@@ -213,6 +213,7 @@ def test_the_whole_benchmark_from_raw_files(
     report = measure(config).read_text(encoding="utf-8")
     systems, _, rest = report.partition("### What each source adds")
     left_out, _, audited = rest.partition("### Audit")
+    assert "to the report 0.0 minutes" not in systems
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in systems.splitlines()}
     for name in (*sources, "fused, linear", "fused, lambdarank", "implicit ALS"):
         *_, fit_s, fit_mib, _, _ = rows[name].removesuffix(" |").split(" | ")

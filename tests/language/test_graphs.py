@@ -322,14 +322,16 @@ def test_what_is_trained_is_not_captured(tiny_encoder: Path, runner: EagerRunner
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_auto_is_bf16_of_frozen_models_on_a_gpu_that_has_it(
+def test_frozen_models_are_in_bf16_only_where_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, has: bool
 ):
+    """The gate looks at what is asked for: were ``auto`` bf16 on a GPU, nobody would measure it."""
     monkeypatch.setattr(inference, "has_bf16", lambda _: has)
-    gpu, auto = torch.device("cuda"), Precision.AUTO
-    assert inference.usable(auto, gpu, frozen=True) is (Precision.BF16 if has else auto)
-    assert inference.usable(auto, gpu) is auto
-    assert inference.usable(auto, CPU, frozen=True) is auto
+    gpu, auto, bf16 = torch.device("cuda"), Precision.AUTO, Precision.BF16
+    for device in (gpu, CPU):
+        assert inference.usable(auto, device, frozen=True) is Precision.FP32
+        assert inference.usable(auto, device) is auto
+        assert inference.usable(bf16, device, frozen=True) is (bf16 if has else Precision.FP32)
 
 
 @pytest.mark.gpu

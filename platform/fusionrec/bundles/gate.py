@@ -3,8 +3,8 @@
 Both are judged on the validation protocol by the same metric, per case. A pipeline directory keeps
 its cases in ``validation.parquet`` (user_id, ndcg@10), so that two bundles are compared, by paired
 bootstrap, on the users that both of them were measured on. A bundle whose ``inference.json``
-asks for bf16 is refused, also as the first one, unless that was measured to keep the quality of
-float32; ``auto`` and ``fp32`` are taken as they are, and ``auto`` computes in bf16 on a GPU.
+asks for bf16 or int8 is refused, also as the first one, unless that was measured to keep the
+quality of float32; ``auto`` and ``fp32`` need no measuring: both are served in float32 everywhere.
 
 What it does not know: whether the validation cases of two versions of a data set are equally hard;
 it compares each user with itself. Where nothing can be compared, it says no.

@@ -39,11 +39,11 @@ def usable(precision: Precision, device: torch.device, *, frozen: bool = False) 
     """``precision``, but fp32 for bf16 where it would be slower: on a device that only emulates it.
 
     A CPU has bf16 with AMX or AVX-512 BF16, a GPU from NVIDIA's compute capability 8.0 on. In int8
-    are ``frozen`` models on a CPU only, others in fp32. What is ``auto`` is, of a frozen model on a
-    GPU, bf16: weights that nobody trains need no conversion in every pass.
+    are ``frozen`` models on a CPU only, others in fp32. ``auto`` is, of a frozen model, fp32 on any
+    device: what is served is chosen by measuring what it costs, never by the machine.
     """
-    if precision is Precision.AUTO and frozen and device.type == "cuda" and has_bf16(device):
-        return Precision.BF16
+    if precision is Precision.AUTO and frozen:
+        return Precision.FP32
     if precision is Precision.INT8:
         fits = frozen and device.type == "cpu" and has_int8()
         return precision if fits else Precision.FP32

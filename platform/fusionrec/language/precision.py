@@ -26,9 +26,9 @@ class Precision(StrEnum):
 class InferenceConfig(Config):
     """What ``inference.json`` of a pipeline directory says: how its models are served.
 
-    Offline evaluation and the endpoint both follow it. ``auto`` is bf16 on a GPU that has it and
-    float32 elsewhere; ``bf16`` falls back to fp32 on a machine without instructions for it,
-    ``int8`` on a GPU.
+    Offline evaluation and the endpoint both follow it. ``auto`` is float32, on a GPU, too: a faster
+    precision is served only where one is named here, and the gate has seen what it costs. ``bf16``
+    falls back to fp32 on a machine without instructions for it, ``int8`` on a GPU.
     """
 
     encoder: Precision = Precision.AUTO

@@ -18,12 +18,15 @@ def load_reranker(
 ) -> AnyReranker:
     """Load what ``jobs.finetune --task reranker`` or ``--task decoder`` left.
 
-    ``frozen`` cross-encoders can be neither trained nor saved, and answer faster.
+    ``frozen`` cross-encoders can be neither trained nor saved, and answer faster. ``auto`` is, of
+    what is frozen, fp32.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
     """
     folder = resolve(model)
     if (folder / settings_name(DecoderConfig)).is_file():
-        return DecoderReranker.load(folder, precision=precision)
+        # Nothing of it is laid out anew, but on a GPU autocast would be bf16 that nobody measured.
+        unmeasured = frozen and precision is Precision.AUTO
+        return DecoderReranker.load(folder, precision=Precision.FP32 if unmeasured else precision)
     return Reranker.load(folder, precision=precision, frozen=frozen)

@@ -7,11 +7,10 @@ import pytest
 
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
-from fusionrec.language.decoder import LETTERS
 from fusionrec.training.examples import Examples
 
+# All of whose words tiny_decoder knows.
 WORDS = ["the love", "war in space", "night music", "book of the night", "film and love", "space"]
-PROMPT = "A user chose , newest first : Which of these came next ? Did this Answer Yes No"
 
 
 @pytest.fixture(scope="package")
@@ -41,42 +40,4 @@ def still_encoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) 
     config = json.loads((folder / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture(scope="package")
-def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random two-layer Llama (32 wide) that knows the words of the tests."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    special = ["<unk>", "<s>", "</s>"]
-    words = sorted(
-        {*" ".join([*WORDS, PROMPT]).split(), *LETTERS, *".,;()", "film", "music", "book"}
-    )
-    vocabulary = {word: code for code, word in enumerate([*special, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    folder = tmp_path_factory.mktemp("tiny-decoder")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        LlamaForCausalLM(config).save_pretrained(folder)
     return folder

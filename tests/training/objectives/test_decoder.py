@@ -9,6 +9,7 @@ from fusionrec.data.text import history_texts
 from fusionrec.errors import ConfigError, ModelError
 from fusionrec.evaluation.orders import order_sensitivity
 from fusionrec.language.decoder import DecoderReranker, Prompt, answer_logits
+from fusionrec.language.precision import Precision
 from fusionrec.language.rankers import load_reranker
 from fusionrec.language.reranker import Reranker
 from fusionrec.training.objectives.decoder import DecoderSettings, DecoderTask
@@ -130,6 +131,8 @@ def test_a_pipeline_finds_out_which_reranker_it_has(make, tiny_encoder, tmp_path
     Reranker.load(tiny_encoder, device="cpu").save(tmp_path / "cross-encoder")
     assert isinstance(load_reranker(tmp_path / "decoder"), DecoderReranker)
     assert isinstance(load_reranker(tmp_path / "cross-encoder"), Reranker)
+    for name in ("decoder", "cross-encoder"):
+        assert load_reranker(tmp_path / name, frozen=True).precision is Precision.FP32
 
 
 def test_who_reads_lists_is_measured_by_their_order(make, catalogue, tmp_path):

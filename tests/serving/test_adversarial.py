@@ -1,13 +1,16 @@
 """Items whose text speaks to the model instead of about themselves.
 
-The reranker reads a score for each pair of history and item and generates nothing, so that the most
-a text can do is to raise its own score. These tests hold the pipeline to that.
+The reranker generates nothing: its scores are scaled to 0 … its weight. Where it reads one pair of
+history and item at a time, the most that a text can do is to raise its own score; where a decoder
+reads all candidates together, a text can change the scores of others, within the weight as well.
+These tests hold the pipeline to that.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +18,7 @@ from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
 from fusionrec.data.text import item_text
 from fusionrec.fusion.model import Fused, Fusion, Segment, ordered
+from fusionrec.language.decoder import DecoderConfig, DecoderReranker, Prompt
 from fusionrec.language.reranker import Reranker
 from fusionrec.serving.pipeline import Pipeline, PipelineConfig
 
@@ -106,16 +110,37 @@ def test_an_attack_moves_itself_by_its_weight_at_most_and_turns_no_others_round(
                 assert score_after[a] >= score_after[b] - 1e-6
 
 
-def test_an_attack_in_one_text_leaves_the_scores_of_the_others(tiny_encoder: Path):
-    reranker = Reranker.load(tiny_encoder, device="cpu")
-    asked = ["a book about a war in space"]
+def change(reranker: Reranker | DecoderReranker, attacker: int) -> float:
+    """By how much the attack of one text changes the scores of the others at most."""
     scores = {}
-    for attacker in (None, 3):
-        texts = [[item_text(catalogue(attacker), code) for code in range(NUM_ITEMS)]]
-        [scores[attacker]] = reranker.score(asked, texts)
-    others = np.arange(NUM_ITEMS) != 3
-    np.testing.assert_allclose(scores[None][others], scores[3][others], atol=1e-5)
-    assert np.isfinite(scores[3]).all()
+    for who in (None, attacker):
+        texts = [[item_text(catalogue(who), code) for code in range(NUM_ITEMS)]]
+        [scores[who]] = reranker.score(["a book about a war in space"], texts)
+        assert np.isfinite(scores[who]).all()
+    others = np.arange(NUM_ITEMS) != attacker
+    return float(np.abs(scores[attacker] - scores[None])[others].max())
+
+
+def test_an_attack_in_one_text_leaves_the_scores_of_the_others(tiny_encoder: Path):
+    assert change(Reranker.load(tiny_encoder, device="cpu"), 3) < 1e-5
+
+
+@pytest.mark.parametrize("prompt", Prompt)
+def test_a_decoder_with_letters_reads_the_attack_beside_the_others(
+    tiny_decoder: Path, prompt: Prompt
+):
+    config = DecoderConfig(prompt=prompt, max_tokens=256)
+    decoder = DecoderReranker.load(tiny_decoder, device="cpu", config=config)
+    together = prompt is Prompt.LETTERS
+    assert decoder.reads_lists is together
+    assert (change(decoder, 3) > 1e-3) is together
+    assert together or change(decoder, 3) < 1e-5
+    before = fused([1 - n / NUM_ITEMS for n in range(NUM_ITEMS)])
+    after = pipeline(decoder, 3).rerank(HISTORY, before)
+    gain = after.scores[0][np.argsort(after.items[0])] - before.scores[0]
+    assert gain.min() >= -1e-6
+    assert WEIGHT - 1e-6 <= gain[:TOP].max() <= WEIGHT + 1e-6
+    assert not gain[TOP:].any()
 
 
 def test_an_attack_that_was_not_retrieved_is_not_read():

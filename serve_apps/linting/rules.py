@@ -91,7 +91,8 @@ def _names(place: Place, deployments: Deployments, args: AppArgs) -> Iterator[Fi
 
 
 def _queue(place: Place, deployment: DeploymentSchema) -> Iterator[Finding]:
-    if (setting(deployment, "max_queued_requests") or -1) < 0:
+    bound = setting(deployment, "max_queued_requests")
+    if bound is None or bound < 0:  # 0 is bounded, and refused by Serve itself
         message = (
             "is not bounded: under more load than it can bear every request would wait longer than "
             "its caller; give a positive number"

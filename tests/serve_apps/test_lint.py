@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve.schema import DeploymentSchema
 
 from benchmarks.harness.application import write_application
 from fusionrec.bundles.store import BundleStore
 from serve_apps.lint import lint
 from serve_apps.linting.document import Document
-from serve_apps.linting.rules import EMBEDDER, GATEWAY, STAGES
+from serve_apps.linting.rules import EMBEDDER, GATEWAY, STAGES, _queue
 from serve_apps.recommend import CONFIG_FILE, AppArgs, app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,6 +195,11 @@ def test_misspelt_keys_are_found_at_every_level(
             "deployments[Embedder].max_queued_requests is not bounded",
         ),
         (
+            f"{EMBEDDER_PLACE}.max_queued_requests",
+            0,
+            "[Embedder] is wrong: max_queued_requests must be -1 (no limit) or a positive integer",
+        ),
+        (
             f"{EMBEDDER_PLACE}.max_ongoing_requests",
             1,
             "max_ongoing_requests = 1 is below 1 + args.gateway.batches_ahead = 2, so that "
@@ -230,6 +236,13 @@ def test_settings_that_cannot_work_are_errors(
     change(values, path, value)
     errors = [line for line in said(values) if ": error: " in line]
     assert any(sentence in line for line in errors), errors
+
+
+@pytest.mark.parametrize(("bound", "open_"), [(None, True), (-1, True), (0, False), (1, False)])
+def test_a_queue_of_no_places_is_bounded(bound: int | None, open_: bool):
+    given = {} if bound is None else {"max_queued_requests": bound}
+    deployment = DeploymentSchema.model_construct(set(given), name=EMBEDDER, **given)
+    assert bool(list(_queue((), deployment))) is open_
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,31 @@ def test_the_promoted_bundle_is_swapped_in_and_back(store: BundleStore, tmp_path
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("embed_in_retriever", [False, True])
+def test_what_another_bundle_embedded_is_embedded_again(
+    store: BundleStore, tmp_path: Path, embed_in_retriever: bool
+):
+    """Two encoders have nothing to say to each other, not even about one history."""
+    first, second = store.current().name, other(store, tmp_path)
+    rig = Rig(store, embed_in_retriever=embed_in_retriever)
+
+    def embedded() -> int:
+        return sum(map(sum, rig.missing)) if embed_in_retriever else sum(rig.embedder.sizes)
+
+    async def main():
+        for bundle in (first, second):
+            store.promote(bundle, "test")
+            await rig.gateway._shelf.follow()
+            before = embedded()
+            for _ in range(2):
+                assert (await rig.recommend(user_id="ann"))["bundle"] == bundle
+            assert embedded() == before + 1
+        await rig.recommend(user_id="ann", bundle=first)  # still held, still known
+        assert embedded() == before + 1
+
+    asyncio.run(main())
+
+
 def test_a_request_keeps_the_bundle_that_it_began_with(store: BundleStore, tmp_path: Path):
     first, second = store.current().name, other(store, tmp_path)
     rig = Rig(store, **PATIENT)

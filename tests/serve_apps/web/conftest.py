@@ -7,14 +7,14 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Request, expect, sync_playwright
 
 from fusionrec.bundles.store import BundleStore
 from fusionrec.serving import browse
@@ -43,7 +43,19 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_MS = 20_000
 expect.set_options(timeout=PATIENCE_MS)
 PICTURES = os.environ.get("SCREENSHOTS")
-"""Folder for the pictures in the document; where there is none, none are taken."""
+"""Folder for the pictures in the document, and of what a failed test saw last; where there is none,
+none are taken."""
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have fixtures know, when they end, whether the test failed."""
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
 
 
 class LocalEndpoint:
@@ -252,7 +264,7 @@ def key() -> str:
 
 
 @pytest.fixture
-def visit(chromium: Browser) -> Iterator[Visit]:
+def visit(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Visit]:
     """Opens the page at an address; afterwards nothing may have gone wrong in the browser."""
     visitors: list[Visitor] = []
 
@@ -263,7 +275,10 @@ def visit(chromium: Browser) -> Iterator[Visit]:
 
     yield open_page
     for visitor in visitors:
-        visitor.page.context.close()
         strangers = [r.url for r in visitor.requests if not r.url.startswith(visitor.address)]
+        if request.node.stash[FAILED] or strangers or visitor.complaints:
+            with suppress(Error):  # the page may have crashed, and is not what is asserted
+                visitor.picture("failed-" + re.sub(r"[^\w-]+", "-", request.node.name))
+        visitor.page.context.close()
         assert strangers == []
         assert visitor.complaints == []

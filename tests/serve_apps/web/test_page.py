@@ -144,6 +144,7 @@ def test_a_history_is_found_ordered_and_emptied(
     visitor.settle()
     ids = [catalogue.item_ids[code] for code in (5, 9, 2)]
     assert endpoint.asked[-1].history == ids
+    visitor.picture("history")
     page.get_by_role("button", name=f"Make older {catalogue.titles[2]}", exact=True).click()
     visitor.settle()
     assert endpoint.asked[-1].history == [ids[0], ids[2], ids[1]]
@@ -185,6 +186,8 @@ def test_a_wish(visit: Visit, address: str, endpoint: LocalEndpoint):
     expect(page.get_by_role("status").filter(has_text="for a wish")).to_be_visible()
     assert endpoint.asked[-1].text == "a quiet film about the sea"
     assert endpoint.asked[-1].history is None
+    visitor.settle()
+    visitor.picture("wish")
 
 
 def test_like_and_skip_change_the_next_list(visit: Visit, address: str, endpoint: LocalEndpoint):
@@ -210,6 +213,7 @@ def test_like_and_skip_change_the_next_list(visit: Visit, address: str, endpoint
     assert [event.timestamp for event in asked.history] == [*times.tolist(), int(times[-1])]
     assert asked.filters.exclude_items == [served[1]]
     assert not {served[0], served[1]} & set(visitor.ids())
+    visitor.picture("liked")
     page.get_by_role("button", name="Bring back").click()
     visitor.settle()
     assert endpoint.asked[-1].filters is None

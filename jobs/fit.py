@@ -21,15 +21,13 @@ from rich.table import Table
 
 from fusionrec.bundles.gate import forget_measurements
 from fusionrec.config import JobConfig, parse
-from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.dataset import Dataset
-from fusionrec.data.histories import FloatArray
 from fusionrec.data.releases import RELEASES, Releases
 from fusionrec.data.splits import Protocol, Split, split
-from fusionrec.data.text import history_texts
 from fusionrec.errors import ConfigError
 from fusionrec.progress import bar, console
 from fusionrec.retrieval.index import IndexConfig
+from fusionrec.serving import installing
 from fusionrec.serving.installing import forget_lists, install
 from fusionrec.serving.pipeline import PipelineConfig, read_config
 from fusionrec.sources.bm25 import BM25, BM25Config
@@ -162,14 +160,7 @@ def fit(config: FitConfig) -> dict[str, float]:
 
 def training_data(config: FitConfig, dataset: Dataset, parts: Split) -> TrainingData:
     """What the sources learn from: the training part, and the vectors that jobs.embed left."""
-    vectors = config.pipeline / "vectors.npy"
-    return TrainingData(
-        catalogue=dataset.catalogue,
-        histories=parts.train,
-        has_timestamps=dataset.info.has_timestamps,
-        item_vectors=np.load(vectors, mmap_mode="r") if vectors.is_file() else None,
-        history_vectors=lambda count: _history_vectors(config, dataset.catalogue, parts, count),
-    )
+    return installing.training_data(config.pipeline, dataset, parts, config.semantic.seed)
 
 
 def fit_source(config: FitConfig, name: str, data: TrainingData) -> float:
@@ -192,22 +183,6 @@ def _fitted(config: FitConfig, source: Source, data: TrainingData) -> Callable[[
             source_worker.fit(source, data, place, num_workers=config.num_workers)
 
     return save
-
-
-def _history_vectors(
-    config: FitConfig, catalogue: Catalogue, parts: Split, count: int
-) -> FloatArray | None:
-    """Text vectors of some training histories; None where jobs.embed left no encoder."""
-    folder = config.pipeline / "encoder"
-    if not folder.is_dir():
-        return None
-    from fusionrec.language.encoder import Encoder  # torch, which fitting needs for nothing else
-
-    generator = np.random.default_rng(config.semantic.seed)
-    chosen = np.sort(generator.permutation(len(parts.train))[:count])
-    encoder = Encoder.load(folder, device="cpu")
-    texts = history_texts(catalogue, parts.train.take(chosen), encoder.config.history_items)
-    return encoder.encode(texts)
 
 
 def _names(config: FitConfig, parts: Split) -> tuple[str, ...]:

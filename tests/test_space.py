@@ -14,7 +14,9 @@ def test_ranges_are_found_in_a_config_and_in_those_within():
     space = searched(ItemItemConfig(learner=EASE()))
     assert space == {
         "learner.regularisation": Range(1, 5000, log=True),
+        "learner.support": Range(10, 200, log=True, whole=True),
         "recency": Range(0.2, 1),
+        "neighbours": Range(50, 1000, log=True, whole=True),
     }
 
 

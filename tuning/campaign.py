@@ -37,6 +37,7 @@ from fusionrec.fusion.diversity import DIVERSITY
 from fusionrec.fusion.model import LAMBDARANK, Fusion
 from fusionrec.fusion.normalisation import scales
 from fusionrec.fusion.rules import RULES
+from fusionrec.language.precision import INFERENCE
 from fusionrec.progress import Advance, bar
 from fusionrec.serving.pipeline import Pipeline, read_config
 from jobs import cluster
@@ -53,7 +54,6 @@ from tuning.learned import FusionModel
 from tuning.pareto import ParetoCampaign, ParetoSettings
 from tuning.pareto import campaign as search_front
 from tuning.reranking import RerankingCampaign, weigh
-from tuning.search import fit
 from tuning.sources import SourcesCampaign, SourcesSettings, Winner, names_of, write_fit_settings
 from tuning.sources import campaign as search_sources
 
@@ -206,10 +206,9 @@ def _stages(config: CampaignConfig) -> tuple[Winner, ...]:
     if CampaignStage.SOURCES in config.stages:
         winners += search_sources(_source_campaign(config))
     if _to_do(config, CampaignStage.FUSION):
-        _, workers = fit(1, config.workers)
         # The front weighs sums: trees would have been grown over other weights.
         linear = CampaignStage.PARETO in config.stages
-        settings = {**config.fusion.model_dump(), "workers": workers}
+        settings = {**config.fusion.model_dump(), "workers": config.workers}
         settings["model"] = FusionModel.LINEAR if linear else FusionModel.AUTO
         search_fusion(FusionCampaign(**common, **settings, out=config.out / "fusion"))
         _mark(config, CampaignStage.FUSION)
@@ -350,22 +349,19 @@ def _commands(config: CampaignConfig) -> tuple[str, ...]:
     kept = config.out / "winner"
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
-    for name in ("fusion.json", RULES):
+    for name in ("fusion.json", RULES, INFERENCE):
         if (config.pipeline / name).is_file():
             shutil.copy(config.pipeline / name, kept)
-    for name in (LAMBDARANK, DIVERSITY):
+    for name in (LAMBDARANK, DIVERSITY, "encoder", "reranker"):
         if (config.pipeline / name).is_dir():
             shutil.copytree(config.pipeline / name, kept / name)
     make = ("jobs.fit", "--config", config.out / "winner.yaml", "--pipeline", again)
     lines: list[tuple[object, ...]] = []
-    if (config.pipeline / "encoder").is_dir():
-        encoder = config.pipeline / "encoder"
-        lines.append(("python", "-m", *make, "--prepare"))
-        lines.append(("python", "-m", "jobs.embed", "--pipeline", again, "--encoder", encoder))
+    if (kept / "encoder").is_dir():
+        embed = ("jobs.embed", "--pipeline", again, "--encoder", kept / "encoder")
+        lines += [("python", "-m", *make, "--prepare"), ("python", "-m", *embed)]
     lines.append(("python", "-m", *make))
     lines.append(("cp", "-r", f"{kept}/.", again))
-    if (config.pipeline / "reranker").is_dir():
-        lines.append(("cp", "-r", config.pipeline / "reranker", again))
     lines.append(
         ("python", "-m", "jobs.evaluate", "--pipeline", again, "--dataset", config.dataset)
     )

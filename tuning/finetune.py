@@ -8,8 +8,9 @@ population-based training instead (:mod:`tuning.population`). The first trial ha
 the search starts from.
 
 The best model takes the place of the pipeline's encoder only if its lists are better on validation
-cases that were not searched on; then the text vectors and the source ``semantic`` are made anew,
-and the fusion is removed, whose weights were found for other scores.
+cases that were not searched on; then the text vectors and the sources that read them are made anew
+under the settings that they have, and the fusion is removed, whose weights were found for other
+scores.
 
 Every trial is in the journal in ``--out``, and the same command goes on with a campaign that was
 stopped or killed.
@@ -37,9 +38,17 @@ from fusionrec.evaluation.significance import BootstrapConfig, bootstrap_means, 
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.models import DEFAULT_MODEL
 from fusionrec.progress import bar
-from fusionrec.serving.installing import forget_weights, install, settle
+from fusionrec.serving.installing import (
+    forget_weights,
+    install,
+    replace,
+    settle,
+    training_data,
+    whole,
+)
 from fusionrec.serving.pipeline import read_config
-from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.load import load_source
+from fusionrec.sources.protocol import ReadsItemVectors
 from fusionrec.sources.semantic import Semantic
 from fusionrec.space import Space, replaced, searched, setting
 from fusionrec.training import quantization
@@ -60,7 +69,8 @@ from tuning.finetune_trial import (
 from tuning.journal import claim, ended, owned, write_json
 from tuning.population import FIRST, PopulationSampler, passes
 from tuning.search import Search, distributions, run_search, rungs
-from tuning.sources import WINNER, Winner
+from tuning.source_trial import built
+from tuning.sources import WINNER, Winner, settings_of
 from tuning.workers import Room, Runs, room
 
 NAME = "finetune"
@@ -201,7 +211,7 @@ def material(config: FinetuneCampaign) -> tuple[Dataset, Split]:
     dataset = Dataset.open(config.dataset)
     fitted = read_config(config.pipeline)
     fitted.refuse_other_data(dataset, config.pipeline)
-    if "semantic" not in fitted.sources or not (config.pipeline / "encoder").is_dir():
+    if Semantic.name not in fitted.sources or not whole(config.pipeline / "encoder").is_dir():
         raise ConfigError(
             f"--pipeline {config.pipeline} has no encoder to be better than: run "
             "`python -m jobs.embed`, then jobs.fit once more"
@@ -328,7 +338,7 @@ def _encoded(encoder: Encoder, dataset: Dataset) -> FloatArray:
 
 
 def _install(config: FinetuneCampaign, dataset: Dataset, parts: Split) -> None:
-    """Put the kept encoder into the pipeline, with its vectors and the source that searches them.
+    """Put the kept encoder into the pipeline, with its vectors and the sources that read them.
 
     Interrupted, it is done again from its beginning.
     """
@@ -338,26 +348,28 @@ def _install(config: FinetuneCampaign, dataset: Dataset, parts: Split) -> None:
             f"--out {config.out} has a winner and no model of it: give another directory, so that "
             "it is searched again"
         )
+    pipeline = config.pipeline
+    places = [pipeline / "sources" / name for name in read_config(pipeline).sources]
+    for place in (pipeline / "encoder", *places):
+        settle(place)
     encoder = Encoder.load(kept)
     with bar("encoding the catalogue with the best encoder", None):
         vectors = _encoded(encoder, dataset)
-    forget_weights(config.pipeline)  # with two towers, the vectors of items may stay as they were
-    place, beside = config.pipeline / "encoder", config.pipeline / ".encoder.partial"
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(kept, beside)
-    shutil.rmtree(place, ignore_errors=True)
-    beside.rename(place)
-    np.save(config.pipeline / "vectors.npy", vectors, allow_pickle=False)
-    data = TrainingData(
-        dataset.catalogue,
-        parts.train,
-        has_timestamps=dataset.info.has_timestamps,
-        item_vectors=vectors,
-    )
-    place = config.pipeline / "sources" / Semantic.name
-    settle(place)
-    settings = Semantic.load(place).config
-    install(config.pipeline, Semantic.name, Semantic(settings).fit(data).save)
+    forget_weights(pipeline)  # with two towers, the vectors of items may stay as they were
+    replace(pipeline / "encoder", lambda new: shutil.copytree(kept, new))
+    new_vectors = pipeline / ".vectors.npy.partial"
+    with new_vectors.open("wb") as file:
+        np.save(file, vectors, allow_pickle=False)
+    new_vectors.replace(pipeline / "vectors.npy")
+    sources = [load_source(place) for place in places]
+    [seed] = (source.config.seed for source in sources if isinstance(source, Semantic))
+    data = training_data(pipeline, dataset, parts, seed)
+    readers = [s for s in sources if isinstance(s, ReadsItemVectors) and s.reads_item_vectors]
+    with bar("fitting what reads its vectors", len(readers)) as advance:
+        for source in readers:
+            fitted = built(type(source), settings_of(source)).fit(data)
+            install(pipeline, source.name, fitted.save)
+            advance(note=source.name)
 
 
 def main() -> None:

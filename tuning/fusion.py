@@ -79,8 +79,9 @@ class FusionCampaign(JobConfig):
     """Directory of the campaign; one that exists is gone on with."""
     trials: int = Field(default=300, ge=1)
     """Weight settings to evaluate, those of an earlier start of the campaign included."""
-    workers: int = Field(default=2, ge=1)
-    """Trials evaluated at a time; each worker takes one CPU and a copy of the score tensors."""
+    workers: int | None = Field(default=None, ge=1)
+    """Batches of trials at a time; each worker takes one CPU and the score tensors. By default as
+    many as the cluster has room for, and never more."""
     segments: int = Field(default=3, ge=1)
     """Segments by history length, of about equally many validation cases."""
     model: FusionModel = FusionModel.AUTO

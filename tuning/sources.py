@@ -148,7 +148,7 @@ def names_of(config: SourcesCampaign) -> tuple[str, ...]:
     having = tuple(
         name
         for name in read_config(config.pipeline).sources
-        if searched(_settings(SOURCES[name].load(whole(config.pipeline / "sources" / name))))
+        if searched(settings_of(SOURCES[name].load(whole(config.pipeline / "sources" / name))))
     )
     unknown = [name for name in config.names or () if name not in having]
     if unknown and not begun.is_file():
@@ -171,13 +171,14 @@ def write_fit_settings(pipeline: Path, dataset: Path, path: Path) -> dict[str, A
         "sources": list(fitted.sources),
     }
     for name in fitted.sources:
-        settings = _settings(load_source(pipeline / "sources" / name))
+        settings = settings_of(load_source(pipeline / "sources" / name))
         values[name.replace("-", "_")] = settings.model_dump(mode="json")
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return values
 
 
-def _settings(source: Source) -> Config:
+def settings_of(source: Source) -> Config:
+    """The config that ``source`` was made from."""
     settings: Config = getattr(source, "config")  # noqa: B009 - no part of the protocol
     return settings
 
@@ -204,7 +205,7 @@ def _tune_source(config: SourcesCampaign, name: str, material: Material, to_come
     """Search ``name``, decide, replace; ``to_come`` searches share the time that is left."""
     directory, place = config.out / name, config.pipeline / "sources" / name
     source = load_source(place)
-    now = _settings(source)
+    now = settings_of(source)
     if (directory / WINNER).is_file():
         winner = Winner.model_validate_json((directory / WINNER).read_bytes())
         settings = type(now).model_validate(winner.after)
@@ -270,7 +271,7 @@ def _decide(
     num_rungs: int,
 ) -> Winner:
     """Install the best trial's settings if they hold on the cases that were not searched on."""
-    now = _settings(source)
+    now = settings_of(source)
     # A trial that ASHA stopped was worth less than its value after as many passes says.
     whole = [t for t in ended(study) if t.value is not None]
     whole = [t for t in whole if len(t.intermediate_values) == num_rungs - 1]

@@ -90,7 +90,7 @@ class TreesTrial(tune.Trainable):
 
 
 def search_trees(
-    task: TreesTask, directory: Path, trials: int, workers: int
+    task: TreesTask, directory: Path, trials: int, workers: int | None
 ) -> tuple[LambdaRankConfig, BoolArray]:
     """The settings of the best trial, and [B] the cases that did not choose them.
 

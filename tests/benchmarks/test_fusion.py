@@ -1,6 +1,8 @@
 import pytest
 
-from benchmarks.fusion import FusionBenchmark, drawn, measure
+from benchmarks.fusion import FusionBenchmark, drawn, measure, ranx_ms
+from benchmarks.harness.candidates import made_up
+from fusionrec.fusion.normalisation import scales
 from tuning.fusion import space
 
 
@@ -22,3 +24,11 @@ def test_the_ways_are_measured_on_the_same_candidates(ray_cluster, tmp_path):
     assert "| a trial of tuning.fusion, one thread |" in report
     assert "| one Ray task per trial |" in report
     assert "A trial under 25 ms: held." in report
+
+
+@pytest.mark.slow  # it compiles itself first
+@pytest.mark.filterwarnings("ignore")  # of numba, which it compiles with
+def test_ranx_weighs_the_same_candidates():
+    pytest.importorskip("ranx")
+    material = made_up(20, 30, seed=0, num_sources=2, num_items=100)
+    assert 0 < ranx_ms(material, scales(material.candidates)) < 60_000

@@ -1,5 +1,7 @@
 """What every source must do. A new source is one more entry of SOURCES."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import Histories
 from fusionrec.retrieval.index import IndexConfig
 from fusionrec.sources.bm25 import BM25
-from fusionrec.sources.content import Content
+from fusionrec.sources.content import Content, ContentConfig
 from fusionrec.sources.ease import EASE
 from fusionrec.sources.ials import IALS, IALSConfig
 from fusionrec.sources.item_item import ItemItem, ItemItemConfig
@@ -17,7 +19,7 @@ from fusionrec.sources.item_knn import ItemKNN
 from fusionrec.sources.load import SOURCES as LOADABLE
 from fusionrec.sources.load import load_source
 from fusionrec.sources.popularity import Popularity
-from fusionrec.sources.protocol import TrainingData
+from fusionrec.sources.protocol import ReadsItemVectors, TrainingData
 from fusionrec.sources.recvae import RecVAE, RecVAEConfig
 from fusionrec.sources.sasrec import SASRec, SASRecConfig
 from fusionrec.sources.semantic import Semantic
@@ -135,6 +137,22 @@ class TestSource:
 
     def test_no_histories_give_no_rows(self, source, data):
         assert source.fit(data).top(asked(), 3).items.shape == (0, 3)
+
+
+WITHOUT_TEXT = [SASRec(SASRecConfig(width=8, text=False, epochs=2)), Content(ContentConfig(text=0))]
+
+
+@pytest.mark.parametrize("source", [*SOURCES, *WITHOUT_TEXT], ids=name)
+def test_what_reads_the_vectors_of_items_says_so(source, data, tmp_path):
+    """Who gives a pipeline another encoder fits those again, and no others."""
+    assert data.item_vectors is not None
+    found = []
+    for number, vectors in enumerate((data.item_vectors, data.item_vectors[::-1].copy())):
+        place = tmp_path / str(number)
+        source.fit(replace(data, item_vectors=vectors)).save(place)
+        found.append({path.name: path.read_bytes() for path in place.iterdir()})
+    says = isinstance(source, ReadsItemVectors) and source.reads_item_vectors
+    assert says == (found[0] != found[1])
 
 
 @pytest.mark.parametrize("source", PERSONAL, ids=name)

@@ -17,6 +17,9 @@ from fusionrec.data.text import item_texts
 from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import Encoder
 from fusionrec.serving.pipeline import Pipeline
+from fusionrec.sources.content import Content
+from fusionrec.sources.load import load_source
+from fusionrec.sources.protocol import TrainingData
 from fusionrec.training.config import Method, TrainingConfig
 from fusionrec.training.examples import Examples
 from jobs.fit import FitConfig, fit
@@ -40,13 +43,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated.*:DeprecationWar
 
 @pytest.fixture(scope="module")
 def with_encoder(synthetic, tiny_encoder, tmp_path_factory):
-    """A pipeline of two sources, one of which searches the vectors of an untrained encoder."""
+    """A pipeline of three sources, two of which read the vectors of an untrained encoder."""
     directory = tmp_path_factory.mktemp("with-encoder") / "pipeline"
     directory.mkdir()
     encoder = Encoder.load(tiny_encoder)
     encoder.save(directory / "encoder")
     np.save(directory / "vectors.npy", encoder.encode(item_texts(synthetic.catalogue)))
-    sources = ("popularity", "semantic")
+    sources = ("popularity", "semantic", "content")
     fit(FitConfig(dataset=synthetic.directory, pipeline=directory, sources=sources, candidates=30))
     return directory
 
@@ -184,7 +187,10 @@ def test_the_best_trial_is_decided_about_and_installed(ray_cluster, config, synt
     with pytest.raises(ConfigError, match=r"holds a campaign with another k"):
         campaign(config.model_copy(update={"k": 5}))
 
-    # A driver that died between decision and installation: the same command carries it out.
+    # A driver that died between decision and installation, of which a part had been made: the same
+    # command carries it out.
+    for place in (config.pipeline / "encoder", config.pipeline / "sources" / "content"):
+        place.rename(place.with_name(f".{place.name}.new"))  # killed between two renames
     (config.out / "installed").unlink(missing_ok=True)
     document = winner.model_dump(mode="json")
     document["held_out"]["mean"] = 0.01
@@ -199,6 +205,11 @@ def test_the_best_trial_is_decided_about_and_installed(ray_cluster, config, synt
     pipeline = Pipeline.load(config.pipeline)
     semantic = pipeline.candidates(pipeline.embed(cases.histories)).scores[1]
     assert 0.9 < semantic.max() <= 1 + 1e-5
+    data = TrainingData(synthetic.catalogue, split(synthetic).train, item_vectors=vectors)
+    content = load_source(config.pipeline / "sources" / "content").top(cases.histories, 5)
+    expected = Content().fit(data).top(cases.histories, 5)
+    np.testing.assert_allclose(content.scores, expected.scores, atol=1e-5)
+    assert not list(config.pipeline.rglob(".*"))  # nothing half done is left
     assert lists_gain(encoder, vectors, synthetic.catalogue, cases, 10).mean() > 0
 
 

@@ -24,7 +24,16 @@ from fusionrec.fusion.refine import Setting
 from fusionrec.serving.pipeline import Pipeline
 from fusionrec.sources.load import load_source
 from jobs.evaluate import EvaluateConfig, evaluate
-from tuning.fusion import FusionCampaign, campaign, equal, segment_bounds, setting_of, space, value
+from tuning.fusion import (
+    FusionCampaign,
+    campaign,
+    equal,
+    search,
+    segment_bounds,
+    setting_of,
+    space,
+    value,
+)
 from tuning.journal import ended
 from tuning.learned import FusionModel
 
@@ -81,6 +90,16 @@ def test_campaign_beats_equal_weights(ray_cluster, pipeline, synthetic, tmp_path
     assert campaign(config) == found  # nothing left to evaluate, the same answer
     with pytest.raises(ConfigError, match=r"holds a campaign with another k"):
         campaign(config.model_copy(update={"k": 5}))
+
+
+@pytest.mark.parametrize(("given", "workers"), [({}, None), ({"workers": 3}, 3)])
+def test_as_many_batches_at_a_time_as_have_room(given, workers, tmp_path, monkeypatch):
+    """Which :func:`tuning.search.fit` finds, on whatever the search runs."""
+    asked = []
+    monkeypatch.setattr("tuning.fusion.run_search", lambda search, *_, **__: asked.append(search))
+    config = FusionCampaign(pipeline=tmp_path, dataset=tmp_path, out=tmp_path, **given)
+    search(config, {}, ("popularity",))
+    assert asked[0].workers == workers
 
 
 def here(config, objectives, sources):

@@ -81,6 +81,11 @@ class Content:
 
         return type(self)(self.config, build(vectors, self.config.index, queries))
 
+    @property
+    def reads_item_vectors(self) -> bool:
+        """Where they have a part in the cosine."""
+        return self.config.text > 0
+
     def ask(self, histories: Histories) -> Nearest:
         """Search with the histories' profiles."""
         assert self._index is not None, "content is not fitted"

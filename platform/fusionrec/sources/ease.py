@@ -48,7 +48,7 @@ class EASE(Config):
     max_items: int = Field(default=20_000, ge=1)
     """Items with training events up to which the inverse is dense: it takes 4 · items² bytes and a
     third of items³ multiplications, twice. With more, each is regressed on its support alone."""
-    support: int = Field(default=50, ge=1)
+    support: Annotated[int, Range(10, 200, log=True)] = Field(default=50, ge=1)
     """Items that one is regressed on where there are more than max_items. It takes support³ / 3
     multiplications an item, and searching what its support was met with."""
     max_pairs: int = Field(default=200_000_000, ge=1)

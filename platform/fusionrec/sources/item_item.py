@@ -45,7 +45,7 @@ class ItemItemConfig(Config):
     recency: Annotated[Decay, Range(0.2, 1)] = 0.8
     """Weight of an event relative to the next newer one of its history; 1 forgets the order;
     learned, of transitions alone: that under which held-out training events are most likely."""
-    neighbours: int = Field(default=300, ge=1)
+    neighbours: Annotated[int, Range(50, 1000, log=True)] = Field(default=300, ge=1)
     """Weights kept for each item."""
 
     @field_validator("recency")

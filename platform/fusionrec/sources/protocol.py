@@ -120,3 +120,13 @@ class Iterative(Protocol):
         The last is what ``fit`` returns, however many came before it.
         """
         ...
+
+
+@runtime_checkable
+class ReadsItemVectors(Protocol):
+    """A source that may learn from ``TrainingData.item_vectors``: others do not look at them."""
+
+    @property
+    def reads_item_vectors(self) -> bool:
+        """Whether it does under its settings: with other vectors, it is to be fitted again."""
+        ...

@@ -77,6 +77,11 @@ class SASRec:
         for learned in self._training(data).in_steps(after):
             yield self._of(learned, data.histories)
 
+    @property
+    def reads_item_vectors(self) -> bool:
+        """Where its item vectors are made of them, too."""
+        return self.config.text
+
     def ask(self, histories: Histories) -> Nearest:
         """Read the histories, and search with their vectors."""
         assert self._index is not None, "sasrec is not fitted"

@@ -40,6 +40,11 @@ class Semantic:
             )
         return type(self)(self.config, build(data.item_vectors, self.config, data.history_vectors))
 
+    @property
+    def reads_item_vectors(self) -> bool:
+        """Always: they are all that it has."""
+        return True
+
     def ask(self, histories: Histories) -> Nearest:
         """Search with the histories' vectors."""
         return Nearest(histories, self._index, histories.vectors)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from safetensors.torch import load_file
 from fusionrec.training.config import TrainingConfig
 from fusionrec.training.objectives.encoder import EncoderSettings, EncoderTask
 from fusionrec.training.objectives.multitask import MultiTaskSettings, Part
@@ -19,6 +20,7 @@ MINING = {"mined_negatives": 2, "mine_every": 3, "mine_from": 3, "grad_cache": 2
 def reference(task: EncoderTask, config: TrainingConfig, steps: int) -> list[float]:
     """Losses of one process whose batches are those of both workers together."""
     model = task.build_model()
+FAULTS = ("flipped", "truncated", "missing")
     plan = task.plan(config.batch_size, np.random.default_rng([config.seed, 0]))
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
@@ -75,6 +77,11 @@ def answers(workers, still_encoder, catalogue, examples):
         config = {"zero_stage": stage, "epochs": 2}
         scenarios[f"lists-{stage}"] = scenario("lists", f"lists-{stage}", config=config)
     return dict(zip(scenarios, workers.run(*scenarios.values()), strict=True))
+    for fault in FAULTS:  # a checkpoint of step 6, and before it one of step 4
+        often = {"config": config | {"checkpoint_every": 2}}
+        scenarios[f"before {fault}"] = scenario("mined", fault, **often, leave_at=7)
+        ill = {"damage": "checkpoints/step-00000006/chosen.safetensors", "fault": fault}
+        scenarios[fault] = scenario("mined", fault, **often, **ill)
 
 
 def test_two_workers_do_what_one_does_with_both_batches(
@@ -91,9 +98,12 @@ def test_mining_with_gradcache_is_the_same_in_every_zero_stage(answers):
     assert len(first) == 8
     for stage in (2, 3):
         assert answers[f"mined-{stage}"]["losses"] == pytest.approx(first, rel=1e-4)
-    folder = Path(answers["mined-3"]["result"]["model"]).parent / "refreshed"
-    kept = sorted(path.name for path in folder.iterdir())
-    assert kept == [f"step-{step:08d}.safetensors" for step in (0, 3, 6)]
+    found = []
+    for step in (4, 8):  # mined at steps 3 and 6
+        run = Path(answers["mined-3"]["result"]["model"]).parent
+        found.append(load_file(run / f"checkpoints/step-{step:08d}/chosen.safetensors")["mined"])
+    assert found[0].shape == found[1].shape == (8, 2)
+    assert not torch.equal(*found)
 
 
 def test_a_resumed_run_goes_on_with_the_negatives_it_had(answers):
@@ -106,6 +116,13 @@ def test_pieces_of_other_lengths_are_the_same_in_every_zero_stage(answers):
     first, third = (answers[f"lists-{stage}"]["losses"] for stage in (1, 3))
     assert len(first) == 4
     assert third == pytest.approx(first, rel=1e-4)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_checkpoint_whose_negatives_are_damaged_is_passed_over(answers, fault):
+    whole, resumed = answers["mined-3"], answers[fault]
+    assert resumed["losses"] == whole["losses"][4:]
+    assert resumed["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
 
 
 def test_uncertainties_are_learned_and_shared_weights_saved(answers):

@@ -53,7 +53,7 @@ VARIANTS: dict[tuple[str, str], dict] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids="-".join)
-def test_curve(variant, still_encoder, tiny_decoder, catalogue, examples, tmp_path):
+def test_curve(variant, still_encoder, tiny_decoder, catalogue, examples):
     settings = VARIANTS[variant]
     decodes = variant[0] == "decoder" or variant[1] in ("causal", "decoder")
     objective = OBJECTIVES[variant[0]]
@@ -79,7 +79,7 @@ def test_curve(variant, still_encoder, tiny_decoder, catalogue, examples, tmp_pa
                 break
             if getattr(task, "refresh_every", 0) and step % task.refresh_every == 0:
                 with torch.no_grad():
-                    task.refresh(lambda f, b: f(model, b), tmp_path / "mined.safetensors", step)
+                    task.refresh(lambda f, b: f(model, b), step)
             loss = task.loss(model, task.batch(batch))
             loss.backward()
             optimizer.step()

@@ -26,8 +26,11 @@ def catalogue() -> Catalogue:
 
 @pytest.fixture(scope="package")
 def examples() -> Examples:
-    """Eight examples of four users, each with two items that the user never had."""
-    train = Histories.of([[0, 1, 2], [3, 4, 5], [5, 0, 3], [1, 2, 4]])
+    """Eight examples of four users, each with two items that the user never had.
+
+    The items are had 4, 2, 1, 2, 2 and 1 times.
+    """
+    train = Histories.of([[0, 1, 2], [3, 4, 0], [5, 0, 3], [1, 0, 4]])
     made = Examples.of(train, per_user=2, limit=99, generator=np.random.default_rng(0))
     return made.with_negatives(np.tile(np.arange(6, dtype=np.int32), (len(made), 1)), 2)
 

@@ -44,3 +44,26 @@ def still_encoder(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) 
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="package")
+def wide(still_encoder, tiny_decoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both models with layers of more than 10,000 weights, which ZeRO 3 shards in every step."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    folders = {}
+    for kind, source in (("encoder", still_encoder), ("decoder", tiny_decoder)):
+        folders[kind] = tmp_path_factory.mktemp("wide") / kind
+        shutil.copytree(source, folders[kind])
+        config = json.loads((source / "config.json").read_text())
+        config |= {"hidden_size": 128, "intermediate_size": 128}
+        config |= {"head_dim": 64} if "head_dim" in config else {}
+        (folders[kind] / "config.json").write_text(json.dumps(config))
+        made = AutoModel if kind == "encoder" else AutoModelForCausalLM
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            made.from_config(AutoConfig.from_pretrained(folders[kind])).save_pretrained(
+                folders[kind]
+            )
+    return folders

@@ -96,6 +96,18 @@ class Toy:
         model.save_pretrained(directory)
 
 
+def damage(file: Path, fault: str) -> None:
+    """Change one bit of a file, shorten it, or remove it."""
+    content = bytearray(file.read_bytes())
+    if fault == "flipped":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif fault == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.unlink()
+
+
 def broken_disk(checkpoint, path):
     if checkpoint in str(path) and dist.get_rank() == 1:
         raise OSError("Input/output error")
@@ -164,6 +176,9 @@ def main() -> None:
     prepare_process(TrainingConfig(num_threads=1))
     dist.init_process_group("gloo")
     for scenario in scenarios:
+        if "damage" in scenario and dist.get_rank() == 0:
+            damage(Path(scenario["directory"], scenario["damage"]), scenario["fault"])
+        dist.barrier()
         answer = run(scenario)
         Path(scenario["answer"]).with_suffix(f".{dist.get_rank()}.json").write_text(
             json.dumps(answer)

@@ -19,6 +19,7 @@ RESIZED = [(1, "full"), (2, "lora"), (3, "full")]
 STILL = {"dropout": False}
 VARIANTS = [(stage, method) for stage in (1, 2, 3) for method in ("full", "lora")]
 VARIANTS += [(stage, "dora") for stage in (1, 3)]
+VARIANTS += [(stage, "bf16") for stage in (1, 2, 3)]  # which is full, in bfloat16
 
 pytestmark = pytest.mark.timeout(2000)  # two pairs of processes and one alone before a test ends
 
@@ -35,7 +36,7 @@ def models(tiny_encoder, tmp_path_factory):
         torch.manual_seed(7)
         config = BertConfig(**shape, intermediate_size=128, vocab_size=64)
         BertModel(config).save_pretrained(wide)
-    return {"full": tiny_encoder, "lora": tiny_encoder, "dora": wide}
+    return {"full": tiny_encoder, "lora": tiny_encoder, "dora": wide, "bf16": tiny_encoder}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,8 @@ def killed_in(workers, stage, method) -> Path:
 
 
 def configured(workers, stage, method):
-    config = {"zero_stage": stage, "method": method, "accumulation": 1 + (stage == 2)}
+    kind = {"precision": "bf16"} if method == "bf16" else {"method": method}
+    config = kind | {"zero_stage": stage, "accumulation": 1 + (stage == 2)}
     if stage == 3:
         config["checkpoint_staging"] = str(workers.directory / "staging")
     return config
@@ -96,8 +98,10 @@ def alone(workers, begun, tiny_encoder):
         scenarios["one", stage, method] = scenario(
             directory, tiny_encoder, config, task=STILL, leave_at=9
         )
-    config = {"zero_stage": 2, "precision": "bf16", "max_steps": 1}
-    scenarios["bf16"] = scenario(workers.directory / "bf16", tiny_encoder, config)
+    config = {"zero_stage": 2, "precision": "bf16", "accumulation": 2}
+    for part, end in (("whole", {}), ("broken", {"leave_at": 5}), ("resumed", {})):
+        directory = workers.directory / f"alone-{'whole' if part == 'whole' else 'broken'}"
+        scenarios[part, "bf16"] = scenario(directory, tiny_encoder, config, **end)
     return dict(zip(scenarios, workers.run(*scenarios.values(), count=1), strict=True))
 
 
@@ -142,6 +146,14 @@ def test_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(runs, variant):
     assert resumed["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
 
 
+def test_one_worker_in_bfloat16_resumes_bit_for_bit(alone):
+    """Its optimizer works in place, and keeps float32 weights beside those of the model."""
+    whole, broken, resumed = (alone[part, "bf16"] for part in ("whole", "broken", "resumed"))
+    assert broken["losses"] == whole["losses"][:5]
+    assert resumed["losses"] == whole["losses"][4:]
+    assert resumed["result"]["weights_sha256"] == whole["result"]["weights_sha256"]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_training_lowers_the_loss_and_moves_the_weights(runs, variant, models):
     whole, _ = runs[variant]
@@ -151,7 +163,7 @@ def test_training_lowers_the_loss_and_moves_the_weights(runs, variant, models):
     assert set(after) == {name for name in before if not name.startswith("pooler")}
     name = "encoder.layer.0.attention.self.query.weight"
     assert not torch.equal(before[name], after[name])
-    if variant[1] != "full":  # what has no adapter stays as it was
+    if variant[1] in ("lora", "dora"):  # what has no adapter stays as it was
         name = "embeddings.word_embeddings.weight"
         assert torch.equal(before[name], after[name])
 
@@ -178,14 +190,14 @@ def test_killed_worker(ended, runs, variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 3])
-def test_killed_worker_with_adapters(workers, runs, tiny_encoder, stage):
-    """The same under the other stages; a kill costs two pairs of processes each."""
-    config, directory = configured(workers, stage, "lora"), killed_in(workers, stage, "lora")
+@pytest.mark.parametrize("variant", [(1, "lora"), (3, "lora"), (3, "bf16")])
+def test_killed_worker_of_another_kind(workers, runs, tiny_encoder, variant):
+    """A kill costs two pairs of processes each."""
+    config, directory = configured(workers, *variant), killed_in(workers, *variant)
     workers.run(scenario(directory, tiny_encoder, config, kill_at=10), may_die=True)
     left = max(path.name for path in directory.glob("checkpoints/step-*"))
     [resumed] = workers.run(scenario(directory, tiny_encoder, config))
-    check_killed(resumed | {"left": left}, *runs[stage, "lora"])
+    check_killed(resumed | {"left": left}, *runs[variant])
 
 
 def check_killed(resumed, whole, _):
@@ -334,7 +346,7 @@ def test_one_worker_in_float32_trains_the_weights_themselves(begun, alone):
     """Also with the weights of a checkpoint; others train copies in the optimizer."""
     assert alone["one", 1, "full"]["shares_weights"]
     assert alone["one", 2, "lora"]["shares_weights"]
-    assert not alone["bf16"]["shares_weights"]
+    assert not alone["whole", "bf16"]["shares_weights"]
     assert not begun["two", 1, "full"]["shares_weights"]
     assert not begun["two", 2, "lora"]["shares_weights"]
 

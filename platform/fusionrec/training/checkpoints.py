@@ -6,6 +6,8 @@
     DIR/step-00000050/deepspeed/…          DeepSpeed's own shards: pickles, so they are read only
                                            after their hashes were checked
     DIR/step-00000050/rank-00000.safetensors  random states of each worker, loss and time so far
+    DIR/step-00000050/chosen.safetensors   what the task chose by the model of then, such as mined
+                                           negatives; only of tasks that do
     DIR/.step-00000100                     being written, or left by a crash: never read
     DIR/.step-00000100.passed-over         damaged; removed once a sound one is committed
 
@@ -42,6 +44,7 @@ from fusionrec.errors import CheckpointNotWritten
 from fusionrec.progress import console
 
 MANIFEST = "manifest.json"
+CHOSEN = "chosen.safetensors"
 _PASSED_OVER = ".passed-over"
 
 

@@ -9,7 +9,6 @@ The directory of a run, seen by all workers::
 
     DIR/checkpoints/…      see fusionrec.training.checkpoints
     DIR/curves.jsonl, DIR/tensorboard/…    see fusionrec.training.curves and tracking
-    DIR/refreshed/…        what tasks chose by the current model, such as mined negatives
     DIR/non-finite-*.json, DIR/spike-*.json    batches to look at, see fusionrec.training.faults
     DIR/model/…            what Task.save writes, adapters merged
     DIR/adapter.safetensors    what adapters learned, before they were merged
@@ -36,6 +35,7 @@ from fusionrec.config import Config
 from fusionrec.errors import Preempted, TrainingError
 from fusionrec.training import weights
 from fusionrec.training.checkpoints import (
+    CHOSEN,
     Checkpoint,
     Checkpoints,
     random_states,
@@ -179,7 +179,7 @@ class _Run:
         with meter, StopSignal() as signalled:
             began = time.perf_counter() - before
             for step in range(start, self._total):
-                self._refresh(engine, step, resumed=step == start)
+                self._refresh(engine, step)
                 rate = config.learning_rate_at(step, self._total)
                 # A checkpoint that failed ends the run: at the same step on all ranks.
                 stop = signalled.seen or self.checkpoints.failed
@@ -225,18 +225,19 @@ class _Run:
         first = (position * self._config.accumulation + micro) * self._world
         return self._plan[first + self._rank]
 
-    def _refresh(self, engine: Any, step: int, *, resumed: bool) -> None:
-        """Let a task that chooses its examples by the current model look at it, where it is due."""
-        if not isinstance(self._task, Refreshed) or not (every := self._task.refresh_every):
-            return
-        path = self._directory / "refreshed" / f"step-{step - step % every:08d}.safetensors"
-        if step % every == 0:
+    @property
+    def _refreshed(self) -> Refreshed | None:
+        """The task, where it chooses its examples by the current model."""
+        task = self._task
+        return task if isinstance(task, Refreshed) and task.refresh_every else None
+
+    def _refresh(self, engine: Any, step: int) -> None:
+        """Let such a task look at the model, where it is due."""
+        if (task := self._refreshed) is not None and step % task.refresh_every == 0:
             engine.eval()
             with torch.no_grad():
-                self._task.refresh(partial(self._forward, engine), path, step)
+                task.refresh(partial(self._forward, engine), step)
             engine.train()
-        elif resumed:
-            self._task.restore(path)
 
     @staticmethod
     def _forward(
@@ -276,6 +277,8 @@ class _Run:
             weights.save_shards(engine, directory, only_trained=self._adapts)
             states = random_states() | {"progress": progress, "watch": self._watch.state()}
             weights.save_tensors(states, directory / f"rank-{self._rank:05d}.safetensors")
+            if self._refreshed is not None and self._rank == 0:
+                weights.save_tensors(self._refreshed.chosen(), directory / CHOSEN)
 
         self.checkpoints.save(step, self._identity, write)
 
@@ -294,6 +297,8 @@ class _Run:
         states = weights.load_tensors(checkpoint.directory / f"rank-{rank:05d}.safetensors")
         loss, seconds = states.pop("progress").tolist()
         self._watch.restore(states.pop("watch"))
+        if self._refreshed is not None:
+            self._refreshed.restore(weights.load_tensors(checkpoint.directory / CHOSEN))
         step = checkpoint.manifest.step
         if resharded:
             # The old workers' streams fit no new one.
@@ -324,6 +329,11 @@ class _Run:
                 "another --out"
             )
         _refuse_difference(self._directory, known, self._identity)
+        if self._refreshed is not None and CHOSEN not in checkpoint.manifest.files:
+            raise TrainingError(
+                f"{self._directory} holds a run of an earlier version, whose checkpoints lack what "
+                "was mined: give another --out, or delete that directory"
+            )
 
     def _finish(self, engine: Any, loss: float, seconds: float, memory: int) -> TrainingResult:
         full = weights.gather(engine)

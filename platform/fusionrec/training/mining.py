@@ -2,8 +2,7 @@
 
 Xiong et al.: Approximate nearest neighbor negative contrastive learning for dense text retrieval
 (ANCE, ICLR 2021). The search is exact, by blocks. It costs a forward pass over every item and every
-example's history, shared among the workers, and P·I·D multiplications. What was found lies in the
-run's directory, so that a run that was interrupted goes on with the same.
+example's history, shared among the workers, and P·I·D multiplications.
 
 Shape legend: P examples, I items, D dimensions, M negatives, T texts.
 """
@@ -11,12 +10,9 @@ Shape legend: P examples, I items, D dimensions, M negatives, T texts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fusionrec.data.histories import BoolArray, CodeArray
@@ -82,20 +78,3 @@ def mine(
         order = np.argsort(generator.random(codes.shape) + (codes < 0), axis=1)[:, :count]
         mined[start : start + len(codes), : order.shape[1]] = np.take_along_axis(codes, order, 1)
     return mined
-
-
-def save_mined(mined: CodeArray, path: Path) -> None:
-    """Write ``path``, by the first worker."""
-    if place()[0] == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        safetensors.numpy.save_file({"mined": mined}, partial)
-        partial.replace(path)
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def load_mined(path: Path) -> CodeArray:
-    """The inverse of :func:`save_mined`."""
-    found: CodeArray = safetensors.numpy.load_file(path)["mined"]
-    return found

@@ -88,11 +88,15 @@ class Refreshed(Protocol):
         """Optimizer steps between two looks, the first before the first step; 0 for never."""
         ...
 
-    def refresh(self, forward: Forward, path: Path, step: int) -> None:
-        """Look; called by all workers together. ``path`` is where the outcome is kept."""
+    def refresh(self, forward: Forward, step: int) -> None:
+        """Look; called by all workers together."""
         ...
 
-    def restore(self, path: Path) -> None:
+    def chosen(self) -> Batch:
+        """The outcome of the last look, the same on all workers; each checkpoint holds it."""
+        ...
+
+    def restore(self, chosen: Batch) -> None:
         """Go on with the outcome of an earlier look."""
         ...
 

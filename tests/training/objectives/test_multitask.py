@@ -113,21 +113,20 @@ def test_options_reach_their_objectives():
     assert not {"prompt", "ranking_loss", "num_reviews"} & chosen.read
 
 
-def test_the_encoder_mines_by_its_own_part_of_the_model(make, tmp_path):
+def test_the_encoder_mines_by_its_own_part_of_the_model(make):
     task, model = make(mined_negatives=2, mine_every=5, mine_from=3)
     assert task.refresh_every == 5
     assert make()[0].refresh_every == 0
     encoder = task._tasks[0]
     with torch.no_grad():
-        task.refresh(lambda function, batch: function(model, batch), tmp_path / "mined", 0)
+        task.refresh(lambda function, batch: function(model, batch), 0)
         alone = encoder._mined
-        encoder.refresh(
-            lambda function, batch: function(model.of("encoder"), batch), tmp_path / "own", 0
-        )
+        encoder.refresh(lambda function, batch: function(model.of("encoder"), batch), 0)
     assert alone.shape == (8, 2)
     np.testing.assert_array_equal(alone, encoder._mined)
-    encoder._mined = alone[:, :0]
-    task.restore(tmp_path / "mined")
+    chosen, encoder._mined = task.chosen(), alone[:, :0]
+    assert set(chosen) == {"encoder.mined"}
+    task.restore(chosen)
     np.testing.assert_array_equal(alone, encoder._mined)
 
 

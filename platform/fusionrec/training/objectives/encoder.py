@@ -48,7 +48,7 @@ from fusionrec.training import packed, pieces
 from fusionrec.training.examples import Examples, lists
 from fusionrec.training.gather import own_first
 from fusionrec.training.losses.info_nce import info_nce
-from fusionrec.training.mining import encode_all, load_mined, mine, save_mined
+from fusionrec.training.mining import encode_all, mine
 from fusionrec.training.objectives.settings import (
     HistorySettings,
     identity,
@@ -235,8 +235,8 @@ class EncoderTask:
         """See :class:`~fusionrec.training.task.Refreshed`."""
         return self._settings.mine_every if self._settings.mined_negatives else 0
 
-    def refresh(self, forward: Forward, path: Path, step: int) -> None:
-        """Find hard negatives with the current model, and leave them in ``path``."""
+    def refresh(self, forward: Forward, step: int) -> None:
+        """Find hard negatives with the current model."""
         settings, texts = self._settings, item_texts(self._catalogue)
         sides: dict[Tower, list[str]] = {
             "item": texts,
@@ -255,11 +255,14 @@ class EncoderTask:
             nearest=settings.mine_from,
             seed=step,
         )
-        save_mined(self._mined, path)
 
-    def restore(self, path: Path) -> None:
-        """What :meth:`refresh` left in ``path``."""
-        self._mined = load_mined(path)
+    def chosen(self) -> Batch:
+        """The [P, M] mined negatives; see :class:`~fusionrec.training.task.Refreshed`."""
+        return {"mined": torch.from_numpy(self._mined)}
+
+    def restore(self, chosen: Batch) -> None:
+        """The inverse of :meth:`chosen`."""
+        self._mined = chosen["mined"].numpy()
 
     def _tower(self, model: torch.nn.Module, tower: Tower) -> torch.nn.Module:
         # By its name, which is found through adapters around both towers too.

@@ -212,7 +212,7 @@ class MultiTask:
         """See :class:`~fusionrec.training.task.Refreshed`; of the one objective that looks."""
         return max(task.refresh_every for task in self._refreshed) if self._refreshed else 0
 
-    def refresh(self, forward: Forward, path: Path, step: int) -> None:
+    def refresh(self, forward: Forward, step: int) -> None:
         """Let the objective that looks at the current model look at its own part of it."""
         for task in self._refreshed:
 
@@ -225,12 +225,19 @@ class MultiTask:
                     lambda model, given: function(cast("_Shared", model).of(name), given), batch
                 )
 
-            task.refresh(own, path, step)
+            task.refresh(own, step)
 
-    def restore(self, path: Path) -> None:
-        """What :meth:`refresh` left in ``path``."""
+    def chosen(self) -> Batch:
+        """What the objectives that looked chose, under their names."""
+        found: Batch = {}
         for task in self._refreshed:
-            task.restore(path)
+            found |= named(task.name, task.chosen())
+        return found
+
+    def restore(self, chosen: Batch) -> None:
+        """The inverse of :meth:`chosen`."""
+        for task in self._refreshed:
+            task.restore(part(chosen, task.name))
 
     def save(self, model: torch.nn.Module, directory: Path) -> None:
         """A folder an objective, each with a copy of the transformer."""

@@ -6,7 +6,8 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _PIECE_BYTES, _LEFT_BYTES = 2**30, 2**31 - 1
-_SMALL_BYTES = 2**20
+SMALL_BYTES = 2**20
+"""What is larger goes back at once after :func:`return_memory`."""
 
 
 def keep_memory() -> None:
@@ -25,7 +26,7 @@ def return_memory() -> None:
     By default it keeps what is smaller than 32 MiB, among which other sizes find no room: ZeRO-3's
     gathered weights, and layers that are computed again, took half as much again as was alive.
     """
-    _set({_M_MMAP_THRESHOLD: _SMALL_BYTES})
+    _set({_M_MMAP_THRESHOLD: SMALL_BYTES})
 
 
 def _set(options: dict[int, int]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.harness.processes import free_port
 from fusionrec.config import parse
+from fusionrec.training.config import TrainingConfig
 from jobs.finetune import FinetuneConfig
 from tests.training.tiny import write_dataset
 
@@ -62,6 +63,30 @@ class Workers:
                 process.kill()
                 process.wait()
         return [json.loads(answer.with_suffix(".0.json").read_text()) for answer in answers]
+
+    def peaks(self, first: dict, variants: dict, count: int) -> dict[str, int]:
+        """{name: bytes that each of ``variants``, {name: scenario}, took at its peak}.
+
+        A process runs those of ``first`` before any: what libraries make once is in theirs. What
+        changes the allocator for as long as a process lives has one of its own.
+        """
+        found = {}
+        for sparing in (False, True):
+            chosen = {
+                name: scenario
+                for name, scenario in variants.items()
+                if TrainingConfig(**scenario["config"]).is_sparing is sparing
+            }
+            if not chosen:
+                continue
+            scenarios = {f"first {name}": s for name, s in first.items()} | chosen
+            asked = [
+                scenario | {"directory": str(self.directory / f"{count} {sparing} {name}")}
+                for name, scenario in scenarios.items()
+            ]
+            answers = dict(zip(scenarios, self.run(*asked, count=count), strict=True))
+            found |= {name: answers[name]["result"]["peak_memory_bytes"] for name in chosen}
+        return found
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from fusionrec.training.config import TrainingConfig
-from fusionrec.training.memory import Architecture, Load, Pass, Reads, estimate
+from fusionrec.training.memory import estimate
+from fusionrec.training.traced import Architecture, Load, Pass, Reads
 
 SETTINGS = {
     "epochs": 2,

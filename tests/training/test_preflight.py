@@ -66,9 +66,9 @@ def test_what_is_not_known_is_not_refused(check):
     ],
 )
 def test_memory_is_too_small(check, share, remedy):
-    need = check(batch_size=64).estimate.peak
+    need = check(batch_size=256).estimate.peak
     with pytest.raises(TrainingError, match=remedy):
-        check(batch_size=64, on=device(int(need * share)))
+        check(batch_size=256, on=device(int(need * share)))
 
 
 def test_sharding_comes_before_smaller_batches(check, monkeypatch, tmp_path):

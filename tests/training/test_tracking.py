@@ -6,7 +6,7 @@ import torch
 from fusionrec.errors import NonFiniteLoss, Preempted
 from fusionrec.training import tracking
 from fusionrec.training.config import TrackerName, TrainingConfig
-from fusionrec.training.memory import PeakMemory
+from fusionrec.training.peak import PeakMemory
 from fusionrec.training.tracking import Meter, Report, count_tokens
 
 SETTINGS = {"task.name": "toy", "training.seed": 3}

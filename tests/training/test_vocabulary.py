@@ -16,8 +16,8 @@ from transformers import (
 
 from fusionrec.training import vocabulary, weights
 from fusionrec.training.config import LoraSettings, Method, TrainingConfig
-from fusionrec.training.memory import LiveBytes
 from fusionrec.training.objectives.pretraining import PretrainingTask
+from fusionrec.training.traced import LiveBytes
 from fusionrec.training.vocabulary import UNPREDICTED, causal_loss, guesses
 
 WORDS, ROWS, TOKENS = 40, 3, 8

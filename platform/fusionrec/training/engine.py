@@ -44,7 +44,7 @@ from fusionrec.training.checkpoints import (
 )
 from fusionrec.training.config import RESULT, TrainingConfig
 from fusionrec.training.faults import StopSignal, Watch
-from fusionrec.training.memory import PeakMemory
+from fusionrec.training.peak import PeakMemory
 from fusionrec.training.process import prepare_process
 from fusionrec.training.task import Batch, Refreshed, Task
 from fusionrec.training.tracking import Meter, Report, count_tokens, flat, of_all
@@ -162,7 +162,12 @@ class _Run:
         config = self._config
         if (checkpoint := self.checkpoints.newest()) is not None:
             self._refuse_other_run(checkpoint)
-        import deepspeed  # noqa: F401 - before memory is measured: the libraries' is not the run's
+        # Before memory is measured: the libraries' is not the run's.
+        import deepspeed  # noqa: F401
+        import transformers.modeling_utils  # noqa: F401
+
+        if config.method.adapts:
+            import peft  # noqa: F401
 
         memory = PeakMemory()
         resharded = checkpoint is not None and checkpoint.manifest.world_size != self._world

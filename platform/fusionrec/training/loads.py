@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from fusionrec.language.models import read_json, resolve
-from fusionrec.training.memory import Architecture, Load, Pass, Reads
+from fusionrec.training import pieces
+from fusionrec.training.objectives.pretraining import PretrainingTask
 from fusionrec.training.objectives.settings import HEAD
+from fusionrec.training.traced import Architecture, Load, Pass, Reads
 
 
 def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Load:
@@ -35,15 +37,16 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
         passes = [Pass(rows, Reads.HIDDEN) for rows in towers]
     elif task == "decoder":
         kind, head = Architecture.CAUSAL_LM, ()
-        rows = batch_size if settings.prompt == "letters" else pairs
-        passes = [Pass(rows, Reads.ANSWER)]
+        letters = settings.prompt == "letters"
+        passes = _cut(batch_size if letters else pairs, batch_size if letters else 2 * batch_size)
     elif task == "pretraining":
-        kind, head = _language_model(settings), ()
+        kind, head = _language_model(settings), PretrainingTask.head
         share = settings.mask_share if kind is Architecture.MASKED_LM else 1.0
         passes = [Pass(batch_size, Reads.TOKENS, share)]
     elif task == "distillation" and settings.student == "encoder":
         kind, head = Architecture.BACKBONE, ()
-        passes = [Pass(batch_size, Reads.HIDDEN), Pass(pairs, Reads.HIDDEN)]
+        passes = _cut(batch_size, batch_size, Reads.HIDDEN)
+        passes += _cut(pairs, 2 * batch_size, Reads.HIDDEN)
     elif task == "multi-task":
         parts = [load_of(p, settings.of(p), batch_size, num_negatives) for p in settings.objectives]
         # One transformer; of the heads only that of the vocabulary is large.
@@ -57,8 +60,10 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
             for each in part.passes
         ]
         head = tuple({name for part in parts for name in part.head})
+    elif task == "rating":
+        passes = _cut(batch_size, batch_size)
     else:
-        passes = [Pass(batch_size if task == "rating" else pairs, Reads.ANSWER)]
+        passes = _cut(pairs, 2 * batch_size)
     return Load(
         architecture=kind,
         passes=tuple(passes),
@@ -66,6 +71,11 @@ def load_of(task: str, settings: Any, batch_size: int, num_negatives: int) -> Lo
         head=head,
         towers=settings.towers if task == "encoder" else 1,
     )
+
+
+def _cut(rows: int, at_least: int, reads: Reads = Reads.ANSWER) -> list[Pass]:
+    """A pass for each piece of a batch; see :mod:`fusionrec.training.pieces`."""
+    return [Pass(size, reads) for size in pieces.sizes(rows, at_least)]
 
 
 def _language_model(settings: Any) -> Architecture:

@@ -12,6 +12,7 @@ Shape legend: P texts, L tokens of the longest text of a piece.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,12 @@ def cut(tokenizer: Any, texts: Sequence[Row], at_least: int) -> Batch:
     for number, rows in enumerate(np.split(order, ends[:-1])):
         found |= named(str(number), pad(tokenizer, [texts[row] for row in rows]))
     return found
+
+
+def sizes(count: int, at_least: int) -> list[int]:
+    """Texts of each piece of ``count`` that are all as long: the most memory that they take."""
+    ends = _ends(np.ones(count, dtype=np.int64), min(_PIECES, at_least))
+    return [end - begin for begin, end in pairwise([0, *ends])]
 
 
 def joined(function: Callable[[Batch], Tensor], pieces: Batch) -> Tensor:

@@ -25,10 +25,11 @@ from fusionrec.language.precision import Precision
 from fusionrec.training import operators, quantization, room
 from fusionrec.training.config import RESULT, Method, TrackerName, TrainingConfig
 from fusionrec.training.devices import Device
-from fusionrec.training.memory import Estimate, Load, estimate
+from fusionrec.training.memory import Estimate, estimate
 from fusionrec.training.nearest import Setting, nearest
 from fusionrec.training.objectives.settings import refuse_two_towers
 from fusionrec.training.tasks import TaskSettings
+from fusionrec.training.traced import Load
 
 LoadOf: TypeAlias = Callable[[TaskSettings, int], Load]
 """What a backward pass goes through, by settings and batch size."""

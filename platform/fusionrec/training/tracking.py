@@ -26,7 +26,7 @@ from fusionrec.errors import Preempted
 from fusionrec.progress import console
 from fusionrec.training.config import TrackerName, TrainingConfig
 from fusionrec.training.curves import CURVES, Curves
-from fusionrec.training.memory import PeakMemory
+from fusionrec.training.peak import PeakMemory
 from fusionrec.training.task import Batch
 
 T = TypeVar("T")

@@ -9,15 +9,17 @@ import pytest
 
 from tuning import history
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.mark.slow
 def test_trials_run_on_both_nodes(fitted, synthetic, tmp_path):
     (tmp_path / "notes").mkdir()
     pipeline = shutil.copytree(fitted, tmp_path / "pipeline")
-    script = Path(__file__).with_name("two_nodes.py")
-    command = [sys.executable, script, pipeline, synthetic.directory, tmp_path / "out"]
+    places = (pipeline, synthetic.directory, tmp_path / "out", tmp_path / "notes")
     done = subprocess.run(
-        [*map(str, command), str(tmp_path / "notes")],
+        [sys.executable, "-m", "tests.tuning.two_nodes", *map(str, places)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=500,

@@ -1,6 +1,6 @@
 """A fusion campaign on a Ray of two nodes with a CPU each; see ``test_two_nodes.py``.
 
-Run as a script, in a process of its own: the tests' session has one Ray, and this needs another.
+Run as a module, in a process of its own: the tests' session has one Ray, and this needs another.
 """
 
 import sys

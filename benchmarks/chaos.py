@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # Ray reads the environment when it is imported: see measure
 REQUESTS = 30_000
 REPLICAS = 2
 CONNECTIONS = 8
-"""Of the closed loop that says what the endpoint can do; few, so that no answer is degraded."""
+"""Of the closed loop that says what the endpoint can do; few: more would wait past deadlines."""
 COLUMNS = (
     "fault",
     "requests/s",

@@ -40,7 +40,7 @@ from fusionrec.training.config import TrainingConfig
 from fusionrec.training.engine import TrainingResult, train
 from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.encoder import EncoderSettings, EncoderTask
-from fusionrec.training.task import Batch, Forward
+from fusionrec.training.task import Batch, Forward, Refreshed
 from fusionrec.training.tracking import Report, of_all
 from tuning.population import Pass, lineage
 from tuning.search import rungs
@@ -243,8 +243,11 @@ def _train(
     return result
 
 
-class _Watched:
-    """An encoder's task that is looked at after some epochs; see ``Refreshed`` for how."""
+class _Watched(Refreshed):
+    """An encoder's task that is looked at after some epochs, in place of mining.
+
+    By inheritance, so that its methods are checked to be those that the engine calls.
+    """
 
     def __init__(
         self,
@@ -256,14 +259,19 @@ class _Watched:
         self._task, self._after, self._look = task, after, look
         plan = task.plan(config.batch_size, np.random.default_rng(0))
         a_step = config.accumulation * dist.get_world_size()
-        self.refresh_every = max(1, len(plan) // a_step) if after else 0
+        self._epoch = max(1, len(plan) // a_step)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def refresh(self, forward: Forward, path: Path, step: int) -> None:  # noqa: ARG002
+    @property
+    def refresh_every(self) -> int:
+        """Steps of an epoch; 0 where nothing is looked at."""
+        return self._epoch if self._after else 0
+
+    def refresh(self, forward: Forward, step: int) -> None:
         """Look at the model, which the engine gives to what it runs."""
-        epoch = step // self.refresh_every
+        epoch = step // self._epoch
         if epoch not in self._after:
             return
 
@@ -273,8 +281,12 @@ class _Watched:
 
         forward(look, {})
 
-    def restore(self, path: Path) -> None:
+    def chosen(self) -> Batch:
         """Nothing is chosen by what was seen."""
+        return {}
+
+    def restore(self, chosen: Batch) -> None:
+        """The inverse of :meth:`chosen`."""
 
 
 def shared_gain(encoder: Encoder, data: FinetuneData) -> float:

@@ -147,7 +147,9 @@ def _rows(config: ChaosConfig, proxy: str) -> Iterator[Row]:
     requests = config.out / "requests-chaos.jsonl"
     write_requests(store.current(), requests, REQUESTS, config.seed)
     application = write_application(
-        config.out / "recommend-chaos.yaml", dict.fromkeys((*STAGES, "Gateway"), REPLICAS)
+        config.out / "recommend-chaos.yaml",
+        dict.fromkeys((*STAGES, "Gateway"), REPLICAS),
+        embed_in_retriever=False,  # every stage can be lost by itself
     )
     with cluster.start():
         address = start(store.directory, free_port(), config=application)

@@ -106,6 +106,22 @@ class Result:
             return 0.0
         return len(good) / float(good["done"].max() - self.records["due"].min())
 
+    def capacity(self, connections: int) -> float:
+        """Of a closed loop over ``connections``: the rate while all of them are busy.
+
+        From the moment that there are as many answers as connections to the last answer before the
+        last request is sent: neither the first batches, which find empty stages, count, nor the
+        last, which leave them empty. :attr:`rate` where there are too few answers for that.
+        """
+        done = np.sort(self.answered["done"])
+        if len(done) <= connections:
+            return self.rate
+        up = done[connections - 1]
+        inside = done[(done > up) & (done <= self.records["due"].max())]
+        if len(inside) <= connections:
+            return self.rate
+        return len(inside) / float(inside[-1] - up)
+
     def latencies_ms(self) -> npt.NDArray[np.float64]:
         """Of the answers with status 200, from the moment that they were due."""
         good = self.answered

@@ -39,7 +39,9 @@ TOP_RATE = 800
 """Requests/s that the file of requests lasts for."""
 MAX_BATCH = 32
 LEAST = 150
-"""Requests of an open loop at least, for its percentiles, as far as time allows."""
+"""Requests of a loop at least, for its rate and its percentiles, as far as time allows."""
+LONGER = 4
+"""Times that a loop may be longer for that."""
 
 
 class ServingBenchmark(JobConfig):
@@ -60,7 +62,7 @@ class ServingBenchmark(JobConfig):
     repetitions: int = Field(default=3, ge=1)
     """Rounds over all systems."""
     duration_s: float = Field(default=6.0, gt=0)
-    """Seconds of each closed loop; an open loop takes about as long."""
+    """Seconds of each loop; up to four times as many where a system answers few requests in them."""
     share: float = Field(default=0.8, gt=0, lt=1)
     """Rate of the open loop, as a share of what the closed loop reached."""
     arrivals: Arrivals = Arrivals.CONSTANT
@@ -180,18 +182,23 @@ class Round:
         self._used += len(result.records)
         return result
 
+    def _enough_s(self, rate: float) -> float:
+        """How long a loop takes in which so many requests a second are answered."""
+        shortest = self._config.duration_s
+        return min(max(shortest, LEAST / rate), LONGER * shortest) if rate else shortest
+
     def measure(self, contender: Contender, kind: str, connections: int, number: int) -> Sample:
         """Warm up, find the capacity, then ask at a share of it."""
         config = self._config
-        self._load(connections, config.duration_s / 4)
+        warm = self._load(connections, config.duration_s / 4)
         before = self._running.cpu_s()
-        closed = self._load(connections, config.duration_s)
+        closed = self._load(connections, self._enough_s(warm.rate))
         cpu_ms = (self._running.cpu_s() - before) / max(1, len(closed.answered)) * 1e3
-        if not closed.rate:
+        capacity = closed.capacity(connections)
+        if not capacity:
             raise ServingError(f"{contender.name} answered nothing: {dict(closed.counts)}")
-        rate = closed.rate * config.share
-        open_s = min(max(config.duration_s * config.share, LEAST / rate), 4 * config.duration_s)
-        opened = self._load(connections, open_s, rate)
+        rate = capacity * config.share
+        opened = self._load(connections, self._enough_s(rate), rate)
         p50, p95, p99 = np.percentile(opened.latencies_ms(), (50, 95, 99))
         return Sample(
             kind=kind,
@@ -199,7 +206,7 @@ class Round:
             system=contender.name,
             connections=connections,
             repetition=number,
-            rate=closed.rate,
+            rate=capacity,
             offered=rate,
             p50_ms=p50,
             p95_ms=p95,

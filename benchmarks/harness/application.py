@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,11 @@ def write_application(
     application["args"] = {**given, **arguments, "gateway": {**given["gateway"], **(gateway or {})}}
     if request_timeout_s is not None:
         document["http_options"]["request_timeout_s"] = request_timeout_s
-    if application["args"].get("embed_in_retriever"):
-        application["deployments"] = [
-            each for each in application["deployments"] if each["name"] != STAGES[0]
-        ]
+    if not application["args"]["embed_in_retriever"]:
+        # An embedder like the retriever beside it.
+        [at] = (i for i, each in enumerate(application["deployments"]) if each["name"] == STAGES[1])
+        apart = copy.deepcopy(application["deployments"][at])
+        application["deployments"].insert(at, {**apart, "name": STAGES[0]})
     claimed = 0.0
     for deployment in application["deployments"]:
         deployment.pop("autoscaling_config", None)

@@ -33,7 +33,10 @@ def scene(ray_cluster: Any, store: BundleStore) -> Iterator[Scene]:
     # The machine is busy with a replica that starts: that time is not what is tested.
     patient = {"timeout_s": 30, "watch_s": 0.2}
     application = write_application(
-        folder / "application.yaml", dict.fromkeys((*STAGES, "Gateway"), 2), patient
+        folder / "application.yaml",
+        dict.fromkeys((*STAGES, "Gateway"), 2),
+        patient,
+        embed_in_retriever=False,
     )
     requests = folder / "requests.jsonl"
     write_requests(store.current(), requests, 5000, seed=0)

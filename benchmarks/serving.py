@@ -62,7 +62,7 @@ class ServingBenchmark(JobConfig):
     repetitions: int = Field(default=3, ge=1)
     """Rounds over all systems."""
     duration_s: float = Field(default=6.0, gt=0)
-    """Seconds of each loop; up to four times as many where a system answers few requests in them."""
+    """Seconds of each loop; up to four times as many where few requests are answered in them."""
     share: float = Field(default=0.8, gt=0, lt=1)
     """Rate of the open loop, as a share of what the closed loop reached."""
     arrivals: Arrivals = Arrivals.CONSTANT

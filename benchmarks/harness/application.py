@@ -41,10 +41,7 @@ def write_application(
     if request_timeout_s is not None:
         document["http_options"]["request_timeout_s"] = request_timeout_s
     if not application["args"]["embed_in_retriever"]:
-        # An embedder like the retriever beside it.
-        [at] = (i for i, each in enumerate(application["deployments"]) if each["name"] == STAGES[1])
-        apart = copy.deepcopy(application["deployments"][at])
-        application["deployments"].insert(at, {**apart, "name": STAGES[0]})
+        embed_apart(application)
     claimed = 0.0
     for deployment in application["deployments"]:
         deployment.pop("autoscaling_config", None)
@@ -56,3 +53,13 @@ def write_application(
         options["num_cpus"] = round(options["num_cpus"] * shrink, 3)
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return path
+
+
+def embed_apart(application: dict[str, Any]) -> None:
+    """Give the application of recommend.yaml a deployment Embedder, with half of the retriever's
+    CPUs and the same settings otherwise; in place."""
+    application["args"]["embed_in_retriever"] = False
+    deployments = application["deployments"]
+    [at] = (i for i, each in enumerate(deployments) if each["name"] == STAGES[1])
+    deployments[at]["ray_actor_options"]["num_cpus"] /= 2
+    deployments.insert(at, {**copy.deepcopy(deployments[at]), "name": STAGES[0]})

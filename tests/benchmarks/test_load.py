@@ -140,6 +140,19 @@ def test_rate_and_latencies_are_of_what_was_answered():
     assert result.latencies_ms() == pytest.approx([500, 3000])
 
 
+def test_capacity_leaves_out_the_first_batches_and_the_last():
+    """Two connections; the first answers take 3 s, those after them 1 s, the last two 5 s."""
+    rounds = [0.0, 3.0, 4.0, 5.0, 6.0, 11.0]
+    records = np.zeros(2 * (len(rounds) - 1), dtype=RECORD)
+    records["due"], records["done"] = np.repeat(rounds[:-1], 2), np.repeat(rounds[1:], 2)
+    records["outcome"] = 200
+    result = Result(records, cpu_s=0.0)
+    assert result.rate == pytest.approx(10 / 11)
+    assert result.capacity(2) == pytest.approx(6 / 3)
+    assert Result(records[:4], cpu_s=0.0).capacity(2) == pytest.approx(4 / 4)  # too few
+    assert Result(records[:0], cpu_s=0.0).capacity(2) == 0
+
+
 def test_a_closed_loop_ends_with_its_time(slow_server: Server, tmp_path: Path):
     result = generate(
         config(tmp_path, slow_server, ["a"] * 1000, connections=4, duration_s=0.3, first=10)

@@ -128,7 +128,7 @@ def test_nothing_that_is_sent_is_in_any_log(
     ]
     assert [answer.status_code for answer in refused] == [415, 413, 401, 405, 404, 200, 200]
 
-    kill_replicas("Embedder", "Retriever", "Reranker")
+    kill_replicas("Retriever", "Reranker")
     statuses = {client.post("/v1/recommend", json=body).status_code for body in BODIES}
     assert statuses <= {200, 503}
 

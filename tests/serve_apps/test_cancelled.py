@@ -9,6 +9,7 @@ import httpx
 import pytest
 import yaml
 
+from benchmarks.harness.application import embed_apart
 from benchmarks.harness.processes import free_port
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.catalogue import Catalogue
@@ -41,6 +42,7 @@ def address(ray_cluster: Any, store: BundleStore, notes: Notes) -> Iterator[str]
 
     document = yaml.safe_load(CONFIG_FILE.read_text())
     [application] = document["applications"]
+    embed_apart(application)  # every stage by itself
     document["http_options"]["request_timeout_s"] = 2 * FOREVER_S
     application["import_path"] = "tests.serve_apps.slowed:app"
     file = store.directory.parent / "application.yaml"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.serve.schema import DeploymentSchema
 
-from benchmarks.harness.application import write_application
+from benchmarks.harness.application import embed_apart, write_application
 from fusionrec.bundles.store import BundleStore
 from serve_apps.lint import lint
 from serve_apps.linting.document import Document
@@ -24,9 +24,9 @@ LAPTOP: dict[str, Any] = yaml.safe_load(CONFIG_FILE.read_text())
 
 @pytest.fixture
 def values() -> dict[str, Any]:
-    """The laptop's YAML, but with as many batches ahead as on a cluster."""
+    """The laptop's YAML, but with an embedder of its own, as on a cluster."""
     values = copy.deepcopy(LAPTOP)
-    change(values, "applications.0.args.gateway.batches_ahead", 1)
+    embed_apart(values["applications"][0])
     return values
 
 
@@ -54,11 +54,13 @@ EMBEDDER_PLACE = "applications.0.deployments.1"
 
 
 def test_the_laptop_profile_is_clean_and_fits_two_cores(values: dict[str, Any]):
+    assert said(LAPTOP, nodes=[{"CPU": 2.0}]) == []
     assert said(values, nodes=[{"CPU": 2.0}]) == []
 
 
-def test_a_retriever_that_embeds_needs_no_embedder(tmp_path: Path):
-    file = write_application(tmp_path / "a.yaml", {"Retriever": 2}, embed_in_retriever=True)
+@pytest.mark.parametrize("both", [False, True])
+def test_a_retriever_that_embeds_needs_no_embedder(tmp_path: Path, both: bool):
+    file = write_application(tmp_path / "a.yaml", {"Retriever": 2}, embed_in_retriever=both)
     assert lint(Document.read(file), {}, [{"CPU": 2.0}]) == []
 
 
@@ -317,13 +319,13 @@ def test_code_that_only_the_cluster_has_is_a_warning(values: dict[str, Any]):
             f"{EMBEDDER_PLACE}.ray_actor_options.num_gpus",
             1,
             [{"CPU": 4.0, "GPU": 0.0}],
-            "error: applications[recommend].deployments[Embedder] needs 0.3 CPU, 1 GPU",
+            "error: applications[recommend].deployments[Embedder] needs 0.2 CPU, 1 GPU",
         ),
         (
             f"{EMBEDDER_PLACE}.ray_actor_options.memory",
             2**34,
             [{"CPU": 4.0, "memory": 2.0**33}],
-            "needs 0.3 CPU, 16 GiB of memory for a replica",
+            "needs 0.2 CPU, 16 GiB of memory for a replica",
         ),
         (
             f"{EMBEDDER_PLACE}.ray_actor_options",
@@ -335,7 +337,7 @@ def test_code_that_only_the_cluster_has_is_a_warning(values: dict[str, Any]):
         (
             f"{EMBEDDER_PLACE}.autoscaling_config",
             {"min_replicas": 5, "max_replicas": 5},
-            [{"CPU": 1.0}],
+            [{"CPU": 0.7}],
             "starts with 5 replicas, and the nodes have room for 3",
         ),
         (

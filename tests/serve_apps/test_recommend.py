@@ -330,7 +330,7 @@ def test_the_yaml_fits_two_cores_and_bounds_its_queues():
     document = yaml.safe_load(CONFIG_FILE.read_text())
     (application,) = document["applications"]
     deployments = application["deployments"]
-    assert [d["name"] for d in deployments] == ["Gateway", "Embedder", "Retriever", "Reranker"]
+    assert [d["name"] for d in deployments] == ["Gateway", "Retriever", "Reranker"]
     assert all(d["max_queued_requests"] > 0 for d in deployments)
     full = [
         d["autoscaling_config"]["max_replicas"] * d["ray_actor_options"]["num_cpus"]

@@ -17,6 +17,7 @@ import yaml
 from ray.serve._private.constants import DEFAULT_AUTOSCALING_POLICY_NAME
 from ray.serve.config import AutoscalingConfig
 
+from benchmarks.harness.application import embed_apart
 from benchmarks.harness.processes import free_port
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.catalogue import Catalogue
@@ -94,6 +95,7 @@ def address(ray_cluster: Any, notes: Notes) -> Iterator[str]:
 
     document = yaml.safe_load(CONFIG_FILE.read_text())
     [application] = document["applications"]
+    embed_apart(application)  # every stage by itself
     application["import_path"] = "tests.serve_apps.slowed:app"
     # Equal histories come again: without a cache of vectors the embedder has work, too.
     application["args"]["gateway"].update(timeout_s=60, stage_timeout_s=60, vector_cache=0)

@@ -56,8 +56,10 @@ def write_application(
 
 
 def embed_apart(application: dict[str, Any]) -> None:
-    """Give the application of recommend.yaml a deployment Embedder, with half of the retriever's
-    CPUs and the same settings otherwise; in place."""
+    """Give the application of recommend.yaml an embedder of its own, in place.
+
+    It gets half of the retriever's CPUs, and the same settings otherwise.
+    """
     application["args"]["embed_in_retriever"] = False
     deployments = application["deployments"]
     [at] = (i for i, each in enumerate(deployments) if each["name"] == STAGES[1])

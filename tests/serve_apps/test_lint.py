@@ -54,8 +54,7 @@ EMBEDDER_PLACE = "applications.0.deployments.1"
 
 
 def test_the_laptop_profile_is_clean_and_fits_two_cores(values: dict[str, Any]):
-    assert said(LAPTOP, nodes=[{"CPU": 2.0}]) == []
-    assert said(values, nodes=[{"CPU": 2.0}]) == []
+    assert said(LAPTOP, nodes=[{"CPU": 2.0}]) == said(values, nodes=[{"CPU": 2.0}]) == []
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -394,8 +393,7 @@ def test_the_command_names_file_and_line_and_counts_errors_only(tmp_path: Path):
     assert second.startswith(f"{wrong}:{line + 1}: error: http_options.port stands here twice")
 
     result = run(str(CONFIG_FILE), "--cpus", "1")
-    assert result.returncode == 0
-    assert result.stderr == ""
+    assert (result.returncode, result.stderr) == (0, "")
     result = run(str(CONFIG_FILE), "--cpus", "0.5")
     assert result.returncode == 1
     assert "for their fewest replicas together" in result.stderr

@@ -10,8 +10,9 @@ sed -i -e 's/bind \*:/bind 127.0.0.1:/' -e 's/bind :\([0-9]\)/bind 127.0.0.1:\1/
 # Ray's template sends a line of each request to the machine's syslog, path and all.
 sed -i '/^ *log .* local0 info/d' "$config"
 # Started again after a fault, it does not know for half a second where requests go. Serve has it
-# answer 404 then, which no client tries again.
-grep -q '^ *use_backend ' "$config" || sed -i \
+# answer 404 then, which no client tries again. The connection is closed with the answer: on one that
+# is kept, the process without routes would answer the next request, too, once another has them.
+grep -q '^ *use_backend ' "$config" || sed -i -e '/^defaults/a\    option httpclose' -e \
   's|return status 404 content-type text/plain .*|return status 503 content-type text/plain string "starting" hdr Retry-After 1|' \
   "$config"
 echo $$ >> "${FUSIONREC_HAPROXY_PIDS:-/dev/null}"

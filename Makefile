@@ -61,7 +61,7 @@ bench: install ## the small benchmarks; each prints its figures
 	@set -e; for file in $(BENCHMARKS); do \
 	  name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
 
-bench-serving: install ## the endpoint beside its peers, an hour (QUICK=1: whether it works; BUNDLES=FOLDER)
+bench-serving: install ## the endpoint beside its peers, hours (QUICK=1: whether it works; BUNDLES=FOLDER)
 	@$(BIN)/python -m benchmarks.serving $(MEASURE)
 
 bench-ranking: install ## every source, fusion and peer on DATA=FOLDER, from raw files, with intervals

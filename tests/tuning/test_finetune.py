@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,6 +236,13 @@ def test_a_search_whose_time_is_up_leaves_no_workers(ray_cluster, config):
     assert not (config.out / RUNS).exists()
 
 
+def ended_trials(out: Path) -> dict[int, history.TrialRecord]:
+    """By number; none until a model is there, before which there may be no journal."""
+    if not kept_model(out):
+        return {}
+    return {each.number: each for each in history.read(out, "finetune", "ndcg").trials}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_search_leaves_no_workers_and_is_gone_on_with(
@@ -251,17 +259,18 @@ def test_a_killed_search_leaves_no_workers_and_is_gone_on_with(
     with log.open("w") as file:
         driver = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     deadline = time.monotonic() + 240
-    while not list(config.out.glob(f"{RUNS}/*/progress.json")) or not kept_model(config.out):
+    # The model is kept before the driver hears of it: only the journal says that a trial ended.
+    while not list(config.out.glob(f"{RUNS}/*/progress.json")) or not ended_trials(config.out):
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
     assert driver.wait(timeout=60) != 0
     assert free_cpus() == 4  # which the workers of a trial had
-    before = {t.number: t for t in history.read(config.out, "finetune", "ndcg").trials}
+    before = ended_trials(config.out)
     assert 0 < len(before) < 3
     campaign(config)
-    after = {t.number: t for t in history.read(config.out, "finetune", "ndcg").trials}
+    after = ended_trials(config.out)
     assert len(after) == 3
     assert {number: after[number] for number in before} == before
     assert not (config.out / RUNS).exists()

@@ -14,6 +14,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,14 @@ class Round:
         self._running = running
         self._used = 0
         """Requests sent so far: none is sent twice to the same process."""
+        before = running.cpu_s()
+        time.sleep(config.duration_s)
+        self._idle = sum(self._spent(before).values()) / config.duration_s
+
+    def _spent(self, before: dict[str, float]) -> dict[str, float]:
+        """CPU seconds since ``before``, by kind of process."""
+        now = self._running.cpu_s()
+        return {kind: max(now[kind] - before.get(kind, 0.0), 0.0) for kind in now}
 
     def _load(self, connections: int, duration_s: float, rate: float | None = None) -> Result:
         result = load(
@@ -193,7 +202,8 @@ class Round:
         warm = self._load(connections, config.duration_s / 4)
         before = self._running.cpu_s()
         closed = self._load(connections, self._enough_s(warm.rate))
-        cpu_ms = (self._running.cpu_s() - before) / max(1, len(closed.answered)) * 1e3
+        each_ms = 1e3 / max(1, len(closed.answered))
+        cpu_ms_by = {kind: s * each_ms for kind, s in self._spent(before).items()}
         capacity = closed.capacity(connections)
         if not capacity:
             raise ServingError(f"{contender.name} answered nothing: {dict(closed.counts)}")
@@ -211,11 +221,13 @@ class Round:
             p50_ms=p50,
             p95_ms=p95,
             p99_ms=p99,
-            cpu_ms=cpu_ms,
+            cpu_ms=sum(cpu_ms_by.values()),
             generator_us=opened.cpu_s / len(opened.records) * 1e6,
             failed=sum(len(r.records) - len(r.answered) for r in (closed, opened)),
             degraded=closed.marked(0) + opened.marked(0),
             rss_mib=self._running.rss_mib(),
+            cpu_ms_by=cpu_ms_by,
+            idle=self._idle,
         )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,20 +40,22 @@ class Running:
     """Where its requests go."""
     pid: int
 
-    def cpu_s(self) -> float:
-        """CPU seconds that the system's processes have taken, user and system.
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds that the system's processes have taken, user and system, by their kind.
 
         Those that ended count where their parent has waited for them.
         """
         root = psutil.Process(self.pid)
-        total = 0.0
+        found: defaultdict[str, float] = defaultdict(float)
         for process in (root, *root.children(recursive=True)):
             try:
-                times = process.cpu_times()
+                times, words = process.cpu_times(), process.cmdline()
             except psutil.NoSuchProcess:
                 continue
-            total += times.user + times.system + times.children_user + times.children_system
-        return total
+            found[kind_of(words)] += sum(
+                (times.user, times.system, times.children_user, times.children_system)
+            )
+        return dict(found)
 
     def rss_mib(self) -> float:
         """Resident memory of the system's processes; shared pages count in each."""
@@ -64,6 +67,19 @@ class Running:
             except psutil.NoSuchProcess:
                 continue
         return total / 2**20
+
+
+def kind_of(words: Sequence[str]) -> str:
+    """What a process is, by its command line: a deployment of Serve, an actor or a program."""
+    if not words:
+        return "ended"
+    name, *rest = words[0].split()[0].removeprefix("ray::").split(":")
+    if name == "ServeReplica":
+        return rest[-1]
+    if not Path(name).name.startswith("python"):
+        return Path(name).name
+    program = [word for word in words[1:] if not word.startswith("-")]
+    return Path(program[0]).name if program else Path(name).name
 
 
 def free_port() -> int:

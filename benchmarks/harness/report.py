@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -15,6 +15,12 @@ from benchmarks.harness.tables import spread, table
 
 if TYPE_CHECKING:
     from benchmarks.serving import ServingBenchmark
+
+
+CLAIMED = 32
+"""Connections that throughput is claimed at."""
+TOLD_MS = 0.1
+"""CPU milliseconds a request from which a kind of process is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,10 @@ class Sample:
     """Answers without a stage."""
     rss_mib: float
     """Resident memory of all of the system's processes."""
+    cpu_ms_by: dict[str, float] = field(default_factory=dict)
+    """``cpu_ms`` by kind of process; of what is served."""
+    idle: float = 0.0
+    """CPU that the system takes while nobody asks, in cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +114,13 @@ def _claims(samples: Samples, system: str) -> Iterator[Claim]:
         return [value(sample) for sample in samples.of(kind, system, connections)]
 
     def rates(kind: str, letter: str) -> list[float]:
-        return samples.best(kind, letter, 32, lambda sample: sample.rate)
+        return samples.best(kind, letter, CLAIMED, lambda sample: sample.rate)
 
     # The best is the shortest: the highest of the negated.
     p50 = [-ms for ms in samples.best(PLAIN, "a", 1, lambda sample: -sample.p50_ms)]
-    plain, reranked = (ours(kind, 32, lambda sample: sample.rate) for kind in (PLAIN, RERANKED))
+    plain, reranked = (
+        ours(kind, CLAIMED, lambda sample: sample.rate) for kind in (PLAIN, RERANKED)
+    )
     mine = ours(PLAIN, 1, lambda sample: sample.p50_ms)
     for text, above, below, bound, at_least in (
         ("plain, 32 connections: requests/s to best (b)", plain, rates(PLAIN, "b"), 1.0, True),
@@ -167,7 +179,7 @@ def write(
     (folder / f"{name}.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
     held = claims(samples)
     spent = max((sample.generator_us * sample.offered / 1e6 for sample in every), default=0.0)
-    failed, degraded = (sum(getattr(s, field) for s in every) for field in ("failed", "degraded"))
+    failed, degraded = (sum(getattr(s, name) for s in every) for name in ("failed", "degraded"))
     text = [
         f"# Serving, {today()}\n",
         machine + "\n",
@@ -220,9 +232,33 @@ def _section(samples: Samples, kind: str, share: float) -> list[str]:
         grid(lambda cell: latencies(cell) if cell else ""),
         "CPU milliseconds a request at saturation, over all processes:\n",
         grid(lambda cell: spread([s.cpu_ms for s in cell], 1) if cell else ""),
+        *_processes(samples, kind),
         "Resident memory, MiB (pages that processes share count in each): "
         + "; ".join(f"{system} {memory(system)}" for system in served)
         + ".\n",
+    ]
+
+
+def _processes(samples: Samples, kind: str) -> list[str]:
+    """Where the CPU of what runs on Ray goes, at the connections that throughput is claimed at."""
+    cells = {s: samples.of(kind, s, CLAIMED) for s in samples.systems(kind, "cd")}
+    cells = {system: cell for system, cell in cells.items() if cell}
+    every = [sample for cell in cells.values() for sample in cell]
+    if not every:
+        return []
+    ms = {
+        process: [median(s.cpu_ms_by.get(process, 0.0) for s in cell) for cell in cells.values()]
+        for process in {process for sample in every for process in sample.cpu_ms_by}
+    }
+    told = sorted((each for each in ms if max(ms[each]) >= TOLD_MS), key=lambda e: -max(ms[e]))
+    rows = [(each, *(f"{cell:.2f}" for cell in ms[each])) for each in told]
+    rest = [ms[each] for each in ms if each not in told] or [[0.0] * len(cells)]
+    rows.append(("others", *(f"{sum(cell):.2f}" for cell in zip(*rest, strict=True))))
+    idle = (f"{median(s.idle for s in cell):.1%}" for cell in cells.values())
+    rows.append(("while nobody asks, of a core", *idle))
+    return [
+        f"Of these, by process, at {CLAIMED} connections:\n",
+        table(("processes", *cells), rows),
     ]
 
 
@@ -244,7 +280,7 @@ def plot(samples: Samples, path: Path) -> None:
     colours = {"a": "0.5", "b": "tab:blue", "c": "tab:orange", "d": "tab:green"}
     styles = ("-", "--", ":", "-.")
     for column, kind in enumerate(samples.kinds):
-        for row, field in enumerate(("rate", "p50_ms")):
+        for row, name in enumerate(("rate", "p50_ms")):
             axis = axes[row][column]
             seen: dict[str, int] = {}
             for system in samples.systems(kind):
@@ -252,7 +288,7 @@ def plot(samples: Samples, path: Path) -> None:
                 style = styles[seen.setdefault(letter, 0) % len(styles)]
                 seen[letter] += 1
                 x = [n for n in samples.connections if samples.of(kind, system, n)]
-                cells = [[getattr(s, field) for s in samples.of(kind, system, n)] for n in x]
+                cells = [[getattr(s, name) for s in samples.of(kind, system, n)] for n in x]
                 middle = [median(cell) for cell in cells]
                 low = [m - min(cell) for m, cell in zip(middle, cells, strict=True)]
                 high = [max(cell) - m for m, cell in zip(middle, cells, strict=True)]

@@ -48,6 +48,8 @@ def samples(kind: str) -> list[Sample]:
             failed=0,
             degraded=1,
             rss_mib=100.0,
+            cpu_ms_by={"Retriever": 5.0, "raylet": 0.04, "Gateway": repetition},
+            idle=0.12,
         )
         for (letter, system, connections), rates in RATES.items()
         for repetition, rate in enumerate(rates)
@@ -101,6 +103,9 @@ def test_a_report(tmp_path: Path):
     )
     assert "| plain, 1 connection: p50 to bare | ≤ 2 | 1.25 [1.25, 1.25] |  |" in text
     assert "All at once is held by: none of them." in text
+    assert f"| processes | obvious | {ONE} | {TWO} |" in text
+    assert "| Gateway | 1.00 | 1.00 | 1.00 |\n| others | 0.04 | 0.04 | 0.04 |" in text
+    assert "| while nobody asks, of a core | 12.0% | 12.0% | 12.0% |" in text
     assert "Hardware: a machine." in text
     assert f"{len(samples('plain'))} answers were degraded" in text
     assert len(json.loads(path.with_suffix(".json").read_text())) == len(samples("plain"))

@@ -183,7 +183,7 @@ def measure(
     ]
     exact: FloatArray | None = None
     found = []
-    forwards = torch_runtimes(work.make)
+    forwards = torch_runtimes(work.make, calibration)
     forwards |= exported_runtimes(work.make, calibration, exports, threads)
     runtimes: dict[str, Callable[[], Run]] = {
         name: partial(_batched, prepare, work.tokenizer, config.batch_size)

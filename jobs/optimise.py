@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,8 @@ class Tried:
     measured: Measured
     seconds: float
     """For a history."""
+    peaks: tuple[float, ...] = ()
+    """That it was loaded with, in int8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,12 @@ class Choice:
         measured = self.best.measured
         better = measured.kept and self.best.seconds < self.fp32_s
         return measured.precision if better else Precision.FP32
+
+    @property
+    def peaks(self) -> tuple[float, ...]:
+        """What it is served with."""
+        served = self.precision is self.best.measured.precision
+        return self.best.peaks if served else ()
 
 
 def optimise(config: OptimiseConfig) -> list[Choice]:
@@ -150,36 +159,64 @@ def _choose(
     """One model after the other; what is chosen for the encoder stays for the reranker."""
     for model in models:
         _reload(pipeline, directory, model, Precision.FP32)
-    before = measure(pipeline, cases, "fp32")
+    before, peaks = _measure_exact(pipeline, cases, models, watch=Precision.INT8 in faster)
     choices = []
     for model in models:
         tried = []
         for precision in faster:
-            if _reload(pipeline, directory, model, precision) is not precision:
+            known = peaks[model] if precision is Precision.INT8 else ()
+            if _reload(pipeline, directory, model, precision, known) is not precision:
                 console.print(f"The {model} has no {precision}.")
                 continue
             after = measure(pipeline, cases, f"{precision} {model}")
             measured = Measured(
                 num_cases=len(cases), precision=precision, fp32=before.ndcg, faster=after.ndcg
             )
-            tried.append(Tried(measured, after.seconds(model)))
-        chosen = Precision.FP32
+            tried.append(Tried(measured, after.seconds(model), known))
+        chosen, known = Precision.FP32, ()
         if tried:
             choices.append(Choice(model, before.seconds(model), tuple(tried)))
-            chosen = choices[-1].precision
-        _reload(pipeline, directory, model, chosen)
+            chosen, known = choices[-1].precision, choices[-1].peaks
+        _reload(pipeline, directory, model, chosen, known)
     return choices
 
 
-def _reload(pipeline: Pipeline, directory: Path, model: str, precision: Precision) -> Precision:
+def _measure_exact(
+    pipeline: Pipeline, cases: Cases, models: list[str], *, watch: bool
+) -> tuple[Served, dict[str, tuple[float, ...]]]:
+    """In float32; and the peaks in the layers of each model, for int8, where we ``watch``."""
+    from fusionrec.language.quantized import watched
+
+    with ExitStack() as stack:
+        peaks = {
+            model: stack.enter_context(watched(getattr(pipeline, model).model)) if watch else []
+            for model in models
+        }
+        before = measure(pipeline, cases, "fp32")
+    # To two digits: others that are measured elsewhere, and differ in the last bit, are the same.
+    rounded = {m: tuple(float(f"{peak:.2g}") for peak in found) for m, found in peaks.items()}
+    return before, {m: found if all(found) else () for m, found in rounded.items()}
+
+
+def _reload(
+    pipeline: Pipeline,
+    directory: Path,
+    model: str,
+    precision: Precision,
+    peaks: tuple[float, ...] = (),
+) -> Precision:
     """Load it in ``precision``, or what it can have of that."""
     from fusionrec.language.encoder import Encoder
     from fusionrec.language.rankers import load_reranker
 
     if model == "encoder":
-        pipeline.encoder = Encoder.load(directory / model, precision=precision, frozen=True)
+        pipeline.encoder = Encoder.load(
+            directory / model, precision=precision, frozen=True, peaks=peaks
+        )
         return pipeline.encoder.precision
-    pipeline.reranker = load_reranker(directory / model, precision=precision, frozen=True)
+    pipeline.reranker = load_reranker(
+        directory / model, precision=precision, frozen=True, peaks=peaks
+    )
     return pipeline.reranker.precision
 
 
@@ -214,7 +251,10 @@ def _write(directory: Path, choices: list[Choice]) -> None:
     document = {"inference": metrics.model_dump(mode="json", exclude_none=True)}
     text = json.dumps(document, indent=1, sort_keys=True) + "\n"
     (directory / "metrics.json").write_text(text, encoding="utf-8")
-    chosen = InferenceConfig(**{choice.model: choice.precision for choice in choices})
+    chosen = InferenceConfig(
+        **{choice.model: choice.precision for choice in choices},
+        **{f"{choice.model}_peaks": choice.peaks for choice in choices},
+    )
     text = chosen.model_dump_json(indent=2) + "\n"
     (directory / INFERENCE).write_text(text, encoding="utf-8")
 

@@ -16,6 +16,7 @@ from fusionrec.language.encoder import Encoder, vectors
 from fusionrec.language.inference import Row
 from fusionrec.language.layers import pack, quantise
 from fusionrec.language.precision import Precision
+from fusionrec.language.quantized import watched
 from fusionrec.language.reranker import Reranker
 
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
@@ -74,8 +75,15 @@ def forward_of(module: torch.nn.Module) -> Forward:
     return forward
 
 
-def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[], Forward]]:
-    """Name → what prepares it."""
+def torch_runtimes(
+    make: Callable[[], torch.nn.Module], calibration: Sequence[Inputs]
+) -> dict[str, Callable[[], Forward]]:
+    """Name → what prepares it.
+
+    Args:
+        make: the model in float32.
+        calibration: batches from which static quantisation takes its scales.
+    """
 
     def compiled(dtype: torch.dtype) -> Forward:
         return forward_of(torch.compile(make().to(dtype), dynamic=True))  # type: ignore[arg-type]
@@ -85,16 +93,20 @@ def torch_runtimes(make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[]
         pack(module)
         return forward_of(module)
 
-    def dynamic_int8() -> Forward:
+    def int8(batches: Sequence[Inputs]) -> Forward:
         module = make()
-        quantise(module)
+        with watched(module) as peaks:
+            for batch in batches:
+                forward_of(module)(batch)
+        quantise(module, peaks if batches else ())
         return forward_of(module)
 
     return {
         "torch fp32": lambda: forward_of(make()),
         "torch bf16": lambda: forward_of(make().to(torch.bfloat16)),
         "torch bf16, packed": packed,
-        "torch int8, dynamic": dynamic_int8,
+        "torch int8, dynamic": lambda: int8(()),
+        "torch int8, peaks known": lambda: int8(calibration),
         "torch.compile fp32": lambda: compiled(torch.float32),
         "torch.compile bf16": lambda: compiled(torch.bfloat16),
     }

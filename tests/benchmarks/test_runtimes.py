@@ -44,11 +44,14 @@ def _least_cosine(found: np.ndarray, exact: np.ndarray) -> float:
 
 def test_runtimes_of_torch(make, inputs):
     """But compiled ones, which need a compiler and a minute."""
-    prepared = torch_runtimes(make)
+    prepared = torch_runtimes(make, [inputs])
     exact = prepared.pop("torch fp32")()(inputs)
     np.testing.assert_allclose(np.linalg.norm(exact, axis=1), 1, rtol=1e-5)
     names = [name for name in prepared if "compile" not in name]
-    assert names == ["torch bf16", "torch bf16, packed", "torch int8, dynamic"]
+    assert names == [
+        *("torch bf16", "torch bf16, packed"),
+        *("torch int8, dynamic", "torch int8, peaks known"),
+    ]
     for name in names:
         assert _least_cosine(prepared[name]()(inputs), exact) > 0.98, name
 
@@ -69,7 +72,7 @@ def test_runtimes_of_a_gpu(tiny_encoder):
 
 @pytest.mark.skipif(missing_packages() is not None, reason=str(missing_packages()))
 def test_exported_runtimes(make, inputs, tmp_path):
-    exact = torch_runtimes(make)["torch fp32"]()(inputs)
+    exact = torch_runtimes(make, [])["torch fp32"]()(inputs)
     prepared = exported_runtimes(make, [inputs], tmp_path, threads=1)
     assert len(prepared) == 6
     for name, prepare in prepared.items():
@@ -79,7 +82,7 @@ def test_exported_runtimes(make, inputs, tmp_path):
     shorter = {name: tensor[:1, :4].contiguous() for name, tensor in inputs.items()}
     np.testing.assert_allclose(
         prepared["ONNX Runtime fp32"]()(shorter),
-        torch_runtimes(make)["torch fp32"]()(shorter),
+        torch_runtimes(make, [])["torch fp32"]()(shorter),
         atol=1e-5,
     )
 

@@ -9,11 +9,14 @@ import torch
 from fusionrec.bundles.gate import judge, write_cases
 from fusionrec.bundles.store import BundleStore
 from fusionrec.data.splits import split
+from fusionrec.data.text import item_texts
 from fusionrec.errors import ConfigError
 from fusionrec.evaluation.evaluate import measure
 from fusionrec.evaluation.metrics import METRICS
 from fusionrec.language import rankers
+from fusionrec.language.encoder import Encoder
 from fusionrec.language.precision import InferenceConfig, Precision, read_inference
+from fusionrec.language.quantized import Int8FeedForward, watched
 from fusionrec.serving.pipeline import Pipeline
 from jobs import optimise as job
 from jobs.optimise import OptimiseConfig, Served, optimise
@@ -52,6 +55,7 @@ def test_what_is_measured_is_written_and_let_through(config, tmp_path):
         assert [each.measured.precision for each in choice.tried] == [BF16, INT8]
         assert all(each.seconds > 0 for each in choice.tried)
     chosen = {choice.model: choice.precision for choice in choices}
+    chosen |= {f"{choice.model}_peaks": choice.peaks for choice in choices}
     assert read_inference(config.pipeline) == InferenceConfig(**chosen)
     assert not (config.pipeline / "validation.parquet").exists()
     kept = json.loads((config.pipeline / "metrics.json").read_text())["inference"]
@@ -174,8 +178,8 @@ def test_a_model_that_has_no_int8_stays(config, monkeypatch, capfd):
     """As decoders do."""
     load = rankers.load_reranker
 
-    def without(*place, precision, frozen):
-        del precision
+    def without(*place, precision, frozen, peaks):
+        del precision, peaks
         return load(*place, precision=FP32, frozen=frozen)
 
     monkeypatch.setattr(rankers, "load_reranker", without)
@@ -192,6 +196,30 @@ def test_int8_is_measured_as_it_is_served(config):
         [tried] = choice.tried
         assert tried.measured.precision is INT8
         assert tried.measured.faster > 0.8 * tried.measured.fp32 > 0
+
+
+def test_int8_is_served_with_the_peaks_that_were_seen(config, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    measured = job.measure
+    results = iter([Served(0.4, 0.02, 0.2), Served(0.4, 0.01, 0.2), Served(0.4, 0.01, 0.3)])
+
+    def measure_and_say(*given) -> Served:
+        measured(*given)
+        return next(results)
+
+    monkeypatch.setattr(job, "measure", measure_and_say)
+    optimise(config.model_copy(update={"precision": "int8"}))
+    found = read_inference(config.pipeline)
+    assert (found.encoder, found.reranker) == (INT8, FP32)
+    pipeline = Pipeline.load(config.pipeline)
+    layers = pipeline.encoder.model.encoder._layers
+    assert {type(layer._feed_forward) for layer in layers} == {Int8FeedForward}
+    assert len(found.encoder_peaks) == len(layers)
+    assert found.reranker_peaks == ()
+    exact = Encoder.load(config.pipeline / "encoder")
+    with watched(exact.model) as peaks:
+        exact.encode(item_texts(pipeline.catalogue))
+    assert found.encoder_peaks == pytest.approx(peaks, rel=0.5)
 
 
 def test_without_a_model_or_anything_faster_nothing_changes(config, monkeypatch, capfd):

@@ -5,10 +5,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fusionrec.errors import ModelError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.layers import Layers, quantise
 from fusionrec.language.precision import Precision
-from fusionrec.language.quantized import Int8Linear, has_int8
+from fusionrec.language.quantized import Int8FeedForward, Int8Linear, has_int8, watched
 from fusionrec.language.reranker import Reranker
 from fusionrec.training.config import TrainingConfig
 from tests.language.test_layers import bert
@@ -75,6 +76,67 @@ def test_quantised_models_find_what_they_found_before(activation, padded):
     told = mask.bool()
     # Of values around 1, as many as there are levels in a range of about 8.
     torch.testing.assert_close(ours[told], theirs[told], atol=0.1, rtol=0)
+
+
+def feed_forward() -> tuple[torch.nn.Linear, torch.nn.Linear, torch.Tensor]:
+    """Its layers, and inputs [2, 3, 16]."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wide, narrow = torch.nn.Linear(16, 64), torch.nn.Linear(64, 16)
+    return wide, narrow, 5 * torch.randn(2, 3, 16, generator=generator)
+
+
+def test_a_feed_forward_network_is_close():
+    wide, narrow, inputs = feed_forward()
+    inner = torch.nn.functional.gelu(wide(inputs))
+    found = Int8FeedForward(wide, narrow, inner.max().item())(inputs)
+    torch.testing.assert_close(found, narrow(inner) + inputs, rtol=0, atol=0.1)
+
+
+def test_above_the_peak_it_is_cut_off():
+    """And does not begin again at the lowest level."""
+    wide, narrow, inputs = feed_forward()
+    inner = torch.nn.functional.gelu(wide(inputs))
+    peak = inner.max().item() / 3
+    found = Int8FeedForward(wide, narrow, peak)(inputs)
+    torch.testing.assert_close(found, narrow(inner.clamp(max=peak)) + inputs, rtol=0, atol=0.1)
+
+
+def test_peaks_are_the_largest_of_all_that_was_read():
+    model = bert("gelu")
+    tokens = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    seen = []
+    for layer in model.encoder.layer:
+        layer.intermediate.register_forward_hook(lambda _, __, out: seen.append(out.max().item()))
+    with watched(model) as peaks:
+        model(input_ids=tokens[:2])
+        model(input_ids=tokens[2:])
+    assert peaks == [max(seen[0], seen[2]), max(seen[1], seen[3])]
+    model(input_ids=tokens.flip(1))
+    assert len(seen) == 6
+    assert peaks == [max(seen[0], seen[2]), max(seen[1], seen[3])]
+
+
+@pytest.mark.parametrize("vnni", [False, True])
+def test_models_whose_peaks_are_known(monkeypatch, vnni):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": vnni})
+    exact, found = bert("gelu"), bert("gelu")
+    tokens = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    with watched(exact) as peaks:
+        theirs = exact(input_ids=tokens).last_hidden_state.detach()
+    quantise(found, peaks)
+    inside = {type(layer._feed_forward) for layer in found.encoder._layers}
+    assert (inside == {Int8FeedForward}) is vnni
+    with torch.inference_mode():
+        ours = found(input_ids=tokens).last_hidden_state
+    torch.testing.assert_close(ours, theirs, atol=0.1, rtol=0)
+
+
+def test_peaks_of_another_model_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+    with pytest.raises(ModelError, match="peaks of 1 layers are known, and the model has 2"):
+        quantise(bert("gelu"), [1.0])
 
 
 def test_inputs_of_one_sign_and_none():

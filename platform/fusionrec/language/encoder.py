@@ -134,6 +134,7 @@ class Encoder:
         device: torch.device | str | None = None,
         precision: Precision = Precision.AUTO,
         frozen: bool = False,
+        peaks: Sequence[float] = (),
         items: bool = False,
     ) -> Self:
         """Load what :meth:`save` wrote, or any model that :func:`~.models.resolve` finds.
@@ -146,7 +147,8 @@ class Encoder:
         ``precision`` bf16 on a device without instructions for it, fp32 is loaded, which is faster
         there; in bf16 a text's vector depends a little on the batch that it is in.
         ``frozen`` models can be neither trained nor saved, and answer faster: on a GPU as CUDA
-        graphs, which are captured now.
+        graphs, which are captured now. In int8 they are faster where their ``peaks`` are known, as
+        :func:`~.layers.quantise` says.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
@@ -162,7 +164,7 @@ class Encoder:
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
         loaded = cls(backbone.eval(), tokenizer, config, place, precision)
         if precision is Precision.INT8:
-            quantise(loaded.model)
+            quantise(loaded.model, peaks)
         elif frozen:
             pack(loaded.model)
         if frozen:

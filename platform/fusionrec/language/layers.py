@@ -10,15 +10,16 @@ Shape legend: B texts, L tokens, H heads, D the width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import torch
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from fusionrec.errors import ModelError
 from fusionrec.language.packing import Activation, PackedLinear, has_gelu, packable
-from fusionrec.language.quantized import Int8Linear, quantisable
+from fusionrec.language.quantized import Int8FeedForward, Int8Linear, has_vnni, quantisable
 
 _ENCODERS = ("BertEncoder", "RobertaEncoder", "XLMRobertaEncoder")
 
@@ -45,25 +46,35 @@ def pack(module: torch.nn.Module) -> None:
 
 
 @torch.inference_mode()
-def quantise(module: torch.nn.Module) -> None:
+def quantise(module: torch.nn.Module, peaks: Sequence[float] = ()) -> None:
     """Replace, in place, linear layers in float32 on a CPU by ones in 8 bits, and all of BERT's.
 
     Those of no more than one output stay: a score in 8 bits would tie with others.
+
+    Args:
+        module: the model.
+        peaks: what :func:`~.quantized.watched` has seen of each of BERT's layers; they are faster
+            then. Without instructions that need it, and in other models, nothing is made of them.
+
+    Raises:
+        ModelError: BERT has another number of layers.
     """
-    _replace(module, quantisable, Int8Linear)
+    _replace(module, quantisable, Int8Linear, peaks if has_vnni() else ())
 
 
-def _replace(module: torch.nn.Module, fits: _Fits, make: _Make) -> None:
+def _replace(
+    module: torch.nn.Module, fits: _Fits, make: _Make, peaks: Sequence[float] = ()
+) -> None:
     fused = has_gelu(module) and fits(module.dense)
     for name, child in module.named_children():
         if replaceable(child, fits):
-            setattr(module, name, Layers(child, make))
+            setattr(module, name, Layers(child, make, peaks))
         elif fits(child):
             assert isinstance(child, torch.nn.Linear)
             activation: Activation = "gelu" if fused and name == "dense" else "none"
             setattr(module, name, make(child, activation))
         else:
-            _replace(child, fits, make)
+            _replace(child, fits, make, peaks)
     if fused:
         module.intermediate_act_fn = torch.nn.Identity()
 
@@ -86,11 +97,20 @@ def replaceable(module: Any, fits: _Fits) -> TypeGuard[torch.nn.Module]:
 class Layers(torch.nn.Module):
     """Takes the place of the ``encoder`` inside a model of Transformers."""
 
-    def __init__(self, encoder: Any, make: _Make) -> None:
+    def __init__(self, encoder: Any, make: _Make, peaks: Sequence[float] = ()) -> None:
         """Take over the layers of an encoder that is :func:`replaceable`."""
         super().__init__()
+        layers = encoder.layer
+        if peaks and len(peaks) != len(layers):
+            raise ModelError(
+                f"peaks of {len(peaks)} layers are known, and the model has {len(layers)}; "
+                "measure them anew with `python -m jobs.optimise`"
+            )
         heads = encoder.config.num_attention_heads
-        self._layers = [_Layer(layer, heads, make) for layer in encoder.layer]
+        known: Sequence[float | None] = peaks or [None] * len(layers)
+        self._layers = [
+            _Layer(layer, heads, make, peak) for layer, peak in zip(layers, known, strict=True)
+        ]
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
@@ -108,14 +128,18 @@ class Layers(torch.nn.Module):
 class _Layer:
     """Attention (Vaswani et al., 2017) and feed-forward network, each with its normalisation."""
 
-    def __init__(self, layer: Any, heads: int, make: _Make) -> None:
+    def __init__(self, layer: Any, heads: int, make: _Make, peak: float | None) -> None:
         own, given = layer.attention.self, layer.attention.output
         self._heads = heads
         self._asked = make(_stacked(own.query, own.key, own.value), "none")
         self._mixed = make(given.dense, "none")
         self._norm = given.LayerNorm
-        self._widened = make(layer.intermediate.dense, "gelu")
-        self._narrowed = make(layer.output.dense, "none")
+        wide, narrow = layer.intermediate.dense, layer.output.dense
+        self._feed_forward = (
+            _FeedForward(make(wide, "gelu"), make(narrow, "none"))
+            if peak is None
+            else Int8FeedForward(wide, narrow, peak)
+        )
         self._last_norm = layer.output.LayerNorm
 
     def __call__(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -125,7 +149,17 @@ class _Layer:
         found = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         found = found.transpose(1, 2).reshape(batch, length, width)
         hidden = _normal(self._mixed.plus(found, hidden), self._norm)
-        return _normal(self._narrowed.plus(self._widened(hidden), hidden), self._last_norm)
+        return _normal(self._feed_forward(hidden), self._last_norm)
+
+
+class _FeedForward:
+    """Two linear layers, the first of them with its GELU, and the sum with what came in."""
+
+    def __init__(self, wide: FastLinear, narrow: FastLinear) -> None:
+        self._wide, self._narrow = wide, narrow
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._narrow.plus(self._wide(hidden), hidden)
 
 
 def _normal(hidden: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import PositiveFloat, ValidationError
 
 from fusionrec.config import Config
 from fusionrec.errors import BundleError
@@ -35,6 +35,11 @@ class InferenceConfig(Config):
     """Of histories and queries; the vectors of the items are in the pipeline already."""
     reranker: Precision = Precision.AUTO
     """Of all but the reranker's last layer, which is float32 always."""
+    encoder_peaks: tuple[PositiveFloat, ...] = ()
+    """Largest value that was seen inside each layer's feed-forward network, of an encoder in int8:
+    what is above is cut off. Without them every call looks for its own, which takes time."""
+    reranker_peaks: tuple[PositiveFloat, ...] = ()
+    """The same of a reranker."""
 
 
 def read_inference(directory: Path) -> InferenceConfig:

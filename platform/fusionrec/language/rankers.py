@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,12 +15,16 @@ AnyReranker: TypeAlias = Reranker | DecoderReranker
 
 
 def load_reranker(
-    model: str | Path, *, precision: Precision = Precision.AUTO, frozen: bool = False
+    model: str | Path,
+    *,
+    precision: Precision = Precision.AUTO,
+    frozen: bool = False,
+    peaks: Sequence[float] = (),
 ) -> AnyReranker:
     """Load what ``jobs.finetune --task reranker`` or ``--task decoder`` left.
 
     ``frozen`` cross-encoders can be neither trained nor saved, and answer faster. ``auto`` is, of
-    what is frozen, fp32.
+    what is frozen, fp32. ``peaks`` are of cross-encoders in int8, see :meth:`Reranker.load`.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
@@ -29,4 +34,4 @@ def load_reranker(
         # Nothing of it is laid out anew, but on a GPU autocast would be bf16 that nobody measured.
         unmeasured = frozen and precision is Precision.AUTO
         return DecoderReranker.load(folder, precision=Precision.FP32 if unmeasured else precision)
-    return Reranker.load(folder, precision=precision, frozen=frozen)
+    return Reranker.load(folder, precision=precision, frozen=frozen, peaks=peaks)

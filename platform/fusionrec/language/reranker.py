@@ -92,6 +92,7 @@ class Reranker:
         seed: int = 0,
         precision: Precision = Precision.AUTO,
         frozen: bool = False,
+        peaks: Sequence[float] = (),
     ) -> Self:
         """Load what :meth:`save` wrote, or start one from the weights of an encoder.
 
@@ -100,7 +101,8 @@ class Reranker:
         ``precision`` bf16 on a device without instructions for it, fp32 is loaded, which is faster
         there; in bf16 a score depends a little on the batch that its pair is in.
         ``frozen`` models can be neither trained nor saved, and answer faster: on a GPU as CUDA
-        graphs, which are captured now.
+        graphs, which are captured now. In int8 they are faster where their ``peaks`` are known, as
+        :func:`~.layers.quantise` says.
 
         Raises:
             ModelError: there is no such model, or it cannot be loaded.
@@ -124,7 +126,7 @@ class Reranker:
         tokenizer = load_pretrained(AutoTokenizer.from_pretrained, folder)
         loaded = cls(classifier.eval(), tokenizer, config, place, precision)
         if precision is Precision.INT8:
-            quantise(loaded.model)
+            quantise(loaded.model, peaks)
         elif frozen:
             pack(loaded.model)
         if frozen:

@@ -38,7 +38,7 @@ from fusionrec.fusion.features import newest_times
 from fusionrec.fusion.model import LAMBDARANK, Fusion, fuse
 from fusionrec.fusion.model import Fused as Fused
 from fusionrec.fusion.rules import Rules, load_rules
-from fusionrec.language.precision import Precision, read_inference
+from fusionrec.language.precision import InferenceConfig, read_inference
 from fusionrec.sources.load import load_source
 from fusionrec.sources.protocol import Source
 from fusionrec.sources.semantic import Semantic
@@ -157,8 +157,8 @@ class Pipeline:
                 item_counts,
                 sources,
                 fusion,
-                _encoder(directory / "encoder", inference.encoder) if embeds else None,
-                _reranker(directory / "reranker", inference.reranker) if reranks else None,
+                _encoder(directory / "encoder", inference) if embeds else None,
+                _reranker(directory / "reranker", inference) if reranks else None,
                 np.load(vectors, mmap_mode="r", allow_pickle=False)
                 if retrieves and vectors.is_file()
                 else None,
@@ -274,17 +274,19 @@ def read_config(directory: Path) -> PipelineConfig:
         raise BundleError(f"{path} is wrong: {error.errors()[0]['msg']}; fit again") from error
 
 
-def _encoder(folder: Path, precision: Precision) -> Encoder:
+def _encoder(folder: Path, inference: InferenceConfig) -> Encoder:
     # Here, as in _reranker: torch costs seconds and 200 MB, and a retriever needs neither model.
     from fusionrec.language.encoder import Encoder
 
-    return Encoder.load(folder, precision=precision, frozen=True)
+    peaks = inference.encoder_peaks
+    return Encoder.load(folder, precision=inference.encoder, frozen=True, peaks=peaks)
 
 
-def _reranker(folder: Path, precision: Precision) -> AnyReranker:
+def _reranker(folder: Path, inference: InferenceConfig) -> AnyReranker:
     from fusionrec.language.rankers import load_reranker
 
-    return load_reranker(folder, precision=precision, frozen=True)
+    peaks = inference.reranker_peaks
+    return load_reranker(folder, precision=inference.reranker, frozen=True, peaks=peaks)
 
 
 def _equal(config: PipelineConfig) -> Fusion:

@@ -50,8 +50,9 @@ from fusionrec.evaluation.metrics import METRICS
 from fusionrec.evaluation.ranks import list_ranks
 from fusionrec.fusion.model import Fused
 from fusionrec.language.encoder import Encoder
-from fusionrec.language.inference import Row, pad, tokenize
+from fusionrec.language.inference import pad
 from fusionrec.language.reranker import Reranker
+from fusionrec.language.tokens import Row, tokenize
 from fusionrec.progress import console
 from fusionrec.serving.pipeline import Pipeline
 from jobs.entry import run

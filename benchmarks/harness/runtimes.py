@@ -13,11 +13,11 @@ import torch
 
 from fusionrec.data.histories import FloatArray
 from fusionrec.language.encoder import Encoder, vectors
-from fusionrec.language.inference import Row
 from fusionrec.language.layers import pack, quantise
 from fusionrec.language.precision import Precision
 from fusionrec.language.quantized import watched
 from fusionrec.language.reranker import Reranker
+from fusionrec.language.tokens import Row
 
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
 Forward: TypeAlias = Callable[[Inputs], FloatArray]

@@ -18,8 +18,8 @@ from benchmarks.harness.runtimes import (
     torch_runtimes,
 )
 from fusionrec.language.encoder import Encoder
-from fusionrec.language.inference import tokenize
 from fusionrec.language.reranker import Reranker
+from fusionrec.language.tokens import tokenize
 
 TEXTS = ["love and war in space", "a night of music", "the book"]
 

@@ -25,6 +25,7 @@ from fusionrec.language.graphs import FixedShapes, GraphRunner, runner_of
 from fusionrec.language.layers import pack
 from fusionrec.language.precision import Precision
 from fusionrec.language.reranker import Reranker
+from fusionrec.language.tokens import tokenize
 
 CPU = torch.device("cpu")
 WORDS = ["love", "war", "space", "a night of music", "the book", "zzz"]
@@ -119,7 +120,7 @@ def fixed(encoder: Encoder, most_tokens: int = 512) -> FixedShapes:
 def test_any_texts_are_found_in_their_order_as_the_packed_model_finds_them(
     packed: Encoder, texts: list[str]
 ):
-    rows = inference.tokenize(packed.tokenizer, packed.config.max_tokens, texts)
+    rows = tokenize(packed.tokenizer, packed.config.max_tokens, texts)
     found, exact = fixed(packed)(rows), packed.run(rows)
     # Unit vectors of two layers in bf16, which has 8 bits; batches are rounded differently.
     np.testing.assert_allclose(found, exact, atol=0.03)
@@ -135,7 +136,7 @@ def test_a_text_beyond_the_longest_shape_runs_as_it_is(
     ran: list[Bucket] = []
     monkeypatch.setattr(captured, "_run", spied(captured._run, ran))
     assert captured.capture() == len(Buckets(128, 64).shapes) == 5
-    rows = inference.tokenize(encoder.tokenizer, 128, TEXTS)
+    rows = tokenize(encoder.tokenizer, 128, TEXTS)
     np.testing.assert_allclose(captured(rows), encoder.run(rows), atol=1e-5)
     assert Bucket(1, len(rows[3]["input_ids"])) in ran
     assert max(map(len, [row["input_ids"] for row in rows])) > 64
@@ -163,7 +164,7 @@ def test_a_pass_that_failed_leaves_nothing_behind(
 ):
     encoder = Encoder.load(tiny_encoder, device="cpu", precision=Precision.FP32)
     captured = fixed(encoder, 64)
-    rows = inference.tokenize(encoder.tokenizer, 128, TEXTS)
+    rows = tokenize(encoder.tokenizer, 128, TEXTS)
 
     def failing(slot: Any, batch: Any, wait: Any, out: Any) -> None:
         raise RuntimeError("out of memory")
@@ -192,7 +193,7 @@ def test_memory_that_the_device_may_still_read_is_not_filled(
 
     monkeypatch.setattr(captured, "_upload", filled)
     monkeypatch.setattr(captured._runner, "mark", mark)
-    captured(inference.tokenize(encoder.tokenizer, 128, TEXTS[3:4] * 4))
+    captured(tokenize(encoder.tokenizer, 128, TEXTS[3:4] * 4))
     assert done == [
         *(("fill", 0), ("fill", 1), ("wait", 0), ("fill", 0), ("wait", 1), ("fill", 1)),
         *(("wait", 0), ("wait", 1)),

@@ -7,8 +7,9 @@ import torch
 
 from fusionrec.language import inference
 from fusionrec.language.encoder import Encoder
-from fusionrec.language.inference import infer, pad, tokenize
+from fusionrec.language.inference import infer, pad
 from fusionrec.language.precision import Precision
+from fusionrec.language.tokens import tokenize
 
 TEXTS = ["war", "a film of space and war in the night", "the book"]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fusionrec.language.encoder import Encoder, vectors
-from fusionrec.language.inference import tokenize
+from fusionrec.language.tokens import tokenize
 from fusionrec.training import packed
 
 TEXTS = ["love", "the love and the war in space", "", "night music", "book of the night", "film"]

@@ -32,7 +32,6 @@ from fusionrec.config import Config
 from fusionrec.data.histories import FloatArray
 from fusionrec.errors import ModelError
 from fusionrec.language.inference import (
-    Row,
     check_max_tokens,
     infer,
     inference,
@@ -49,6 +48,7 @@ from fusionrec.language.models import (
     save_pretrained,
 )
 from fusionrec.language.precision import Precision
+from fusionrec.language.tokens import Row
 
 LETTERS = string.ascii_uppercase
 """Candidates of one prompt at most."""

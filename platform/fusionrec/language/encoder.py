@@ -23,12 +23,10 @@ from fusionrec.data.histories import FloatArray
 from fusionrec.errors import ModelError
 from fusionrec.language.graphs import FixedShapes, captured
 from fusionrec.language.inference import (
-    Row,
     check_max_tokens,
     infer,
     pad,
     pick_device,
-    tokenize,
     usable,
     weights_dtype,
 )
@@ -45,6 +43,7 @@ from fusionrec.language.models import (
     settings_name,
 )
 from fusionrec.language.precision import Precision
+from fusionrec.language.tokens import Row, tokenize
 
 Pooling = Literal["mean", "cls"]
 
@@ -122,7 +121,8 @@ class Encoder:
         self.config = config
         self.precision = precision
         self._captured: FixedShapes | None = None
-        # Sets the tokenizer's truncation now: to change it while another thread encodes raises.
+        # The first look at a tokenizer changes its settings, which raises while another thread
+        # encodes.
         (self._shortest,) = tokenize(tokenizer, config.max_tokens, [""])
 
     @classmethod

@@ -27,8 +27,9 @@ import torch
 
 from fusionrec.data.histories import FloatArray
 from fusionrec.language.buckets import Batch, Bucket, Buckets
-from fusionrec.language.inference import Row, fill, inference
+from fusionrec.language.inference import fill, inference
 from fusionrec.language.precision import Precision
+from fusionrec.language.tokens import Row
 
 logger = logging.getLogger(__name__)
 

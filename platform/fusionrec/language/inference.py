@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +18,12 @@ from fusionrec.data.histories import FloatArray, IntArray
 from fusionrec.errors import ModelError
 from fusionrec.language.precision import Precision
 from fusionrec.language.quantized import has_int8
+from fusionrec.language.tokens import Row
 
 _CPU_TOKENS = 3072
 """Of a batch on a CPU, padding included. What the layers of a larger one leave, the allocator gives
 back to the system and asks for again: 20 pairs of 96 tokens took 93 ms 64 at a time, 85 ms 32
 at a time."""
-
-Row: TypeAlias = dict[str, list[int]]
-"""One tokenised text: ``input_ids``, ``attention_mask`` and what else its model takes."""
 
 
 def pick_device(device: torch.device | str | None) -> torch.device:
@@ -79,20 +77,6 @@ def check_max_tokens(model: Any, max_tokens: int, name: str) -> None:
         )
 
 
-def tokenize(
-    tokenizer: Any, max_tokens: int, texts: Sequence[str], seconds: Sequence[str] | None = None
-) -> list[Row]:
-    """One row a text, or a pair of a text and its second; what is beyond ``max_tokens`` is cut off.
-
-    Of a pair, the longer text is cut first.
-    """
-    if not texts:
-        return []
-    pairs = None if seconds is None else list(seconds)
-    found = tokenizer(list(texts), pairs, truncation=True, max_length=max_tokens)
-    return [{name: found[name][row] for name in found} for row in range(len(texts))]
-
-
 def pad(tokenizer: Any, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     """[B, L] tensors of B rows, padded to the longest."""
     shape = len(rows), max(len(row["input_ids"]) for row in rows)
@@ -133,7 +117,7 @@ def infer(
     Args:
         model: on whose device ``forward`` works.
         tokenizer: the one that made the rows.
-        rows: of :func:`tokenize`.
+        rows: of :func:`~.tokens.tokenize`.
         forward: from padded inputs of B rows to a tensor [B, …].
         batch_size: rows at a time; on a CPU fewer, where they are long.
         precision: what the model was loaded in.

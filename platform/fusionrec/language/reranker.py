@@ -22,12 +22,10 @@ from fusionrec.config import Config
 from fusionrec.data.histories import FloatArray
 from fusionrec.language.graphs import FixedShapes, captured
 from fusionrec.language.inference import (
-    Row,
     check_max_tokens,
     infer,
     pad,
     pick_device,
-    tokenize,
     usable,
     weights_dtype,
 )
@@ -42,6 +40,7 @@ from fusionrec.language.models import (
     save_pretrained,
 )
 from fusionrec.language.precision import Precision
+from fusionrec.language.tokens import Row, tokenize
 
 
 class RerankerConfig(Config):
@@ -79,7 +78,8 @@ class Reranker:
         self.config = config
         self.precision = precision
         self._captured: FixedShapes | None = None
-        # Sets the tokenizer's truncation now: to change it while another thread encodes raises.
+        # The first look at a tokenizer changes its settings, which raises while another thread
+        # encodes.
         (self._shortest,) = tokenize(tokenizer, config.max_tokens, [""], [""])
 
     @classmethod

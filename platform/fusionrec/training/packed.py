@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fusionrec.language.encoder import Pooling
-from fusionrec.language.inference import Row
+from fusionrec.language.tokens import Row
 from fusionrec.training.task import Batch
 
 _KNOWN = frozenset({"bert"})

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fusionrec.data.histories import IntArray
-from fusionrec.language.inference import Row, pad
+from fusionrec.language.inference import pad
+from fusionrec.language.tokens import Row
 from fusionrec.training.objectives.settings import named, part
 from fusionrec.training.task import Batch
 

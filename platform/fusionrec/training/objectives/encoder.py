@@ -42,7 +42,8 @@ from fusionrec.data.histories import CodeArray, IntArray
 from fusionrec.data.text import history_texts, item_text, item_texts
 from fusionrec.errors import ConfigError
 from fusionrec.language.encoder import ITEM_TOWER, Encoder, vectors
-from fusionrec.language.inference import pad, tokenize
+from fusionrec.language.inference import pad
+from fusionrec.language.tokens import tokenize
 from fusionrec.space import Range
 from fusionrec.training import packed, pieces
 from fusionrec.training.examples import Examples, lists

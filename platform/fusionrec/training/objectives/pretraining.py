@@ -48,8 +48,8 @@ from fusionrec.data.text import item_texts
 from fusionrec.errors import ConfigError, TrainingError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.inference import pad as padded
-from fusionrec.language.inference import tokenize
 from fusionrec.language.models import load_pretrained, resolve, save_pretrained
+from fusionrec.language.tokens import tokenize
 from fusionrec.training.objectives.settings import Need, TaskSettings, identity
 from fusionrec.training.task import Batch, drawn, shuffled, with_draws
 from fusionrec.training.vocabulary import UNPREDICTED, causal_loss, guesses

@@ -28,8 +28,8 @@ from fusionrec.config import Config
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import CodeArray, IntArray
 from fusionrec.data.text import history_texts, item_text, with_reviews
-from fusionrec.language.inference import tokenize
 from fusionrec.language.reranker import Reranker
+from fusionrec.language.tokens import tokenize
 from fusionrec.training import pieces
 from fusionrec.training.examples import Examples
 from fusionrec.training.objectives.settings import (

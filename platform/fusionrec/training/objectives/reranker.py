@@ -21,8 +21,8 @@ from torch import Tensor
 from fusionrec.data.catalogue import Catalogue
 from fusionrec.data.histories import IntArray
 from fusionrec.data.text import history_texts, item_text
-from fusionrec.language.inference import tokenize
 from fusionrec.language.reranker import Reranker
+from fusionrec.language.tokens import tokenize
 from fusionrec.training import pieces
 from fusionrec.training.examples import Examples, lists
 from fusionrec.training.losses.listwise import listwise_softmax

@@ -26,7 +26,7 @@ from benchmarks.harness import report
 from benchmarks.harness.application import STAGES, write_application
 from benchmarks.harness.machine import describe
 from benchmarks.harness.material import PLAIN, RERANKED, two_bundles, write_requests
-from benchmarks.harness.processes import DEGRADED, Running, load, system
+from benchmarks.harness.processes import DEGRADED, Running, load, spent, system
 from benchmarks.harness.report import Sample
 from benchmarks.load import Arrivals, Result
 from fusionrec.bundles.store import BundleStore
@@ -165,14 +165,9 @@ class Round:
         self._running = running
         self._used = 0
         """Requests sent so far: none is sent twice to the same process."""
-        before = running.cpu_s()
+        before = running.cpu()
         time.sleep(config.duration_s)
-        self._idle = sum(self._spent(before).values()) / config.duration_s
-
-    def _spent(self, before: dict[str, float]) -> dict[str, float]:
-        """CPU seconds since ``before``, by kind of process."""
-        now = self._running.cpu_s()
-        return {kind: max(now[kind] - before.get(kind, 0.0), 0.0) for kind in now}
+        self._idle = sum(spent(before, running.cpu()).values()) / config.duration_s
 
     def _load(self, connections: int, duration_s: float, rate: float | None = None) -> Result:
         result = load(
@@ -200,10 +195,12 @@ class Round:
         """Warm up, find the capacity, then ask at a share of it."""
         config = self._config
         warm = self._load(connections, config.duration_s / 4)
-        before = self._running.cpu_s()
+        before = self._running.cpu()
         closed = self._load(connections, self._enough_s(warm.rate))
         each_ms = 1e3 / max(1, len(closed.answered))
-        cpu_ms_by = {kind: s * each_ms for kind, s in self._spent(before).items()}
+        cpu_ms_by = {
+            name: seconds * each_ms for name, seconds in spent(before, self._running.cpu()).items()
+        }
         capacity = closed.capacity(connections)
         if not capacity:
             raise ServingError(f"{contender.name} answered nothing: {dict(closed.counts)}")

@@ -82,10 +82,10 @@ def embed(config: EmbedConfig) -> npt.NDArray[np.float32]:
         dimension = encoder.dimension
         del encoder  # the workers load their own
         _encode(item_texts(catalogue), dimension, new_encoder, new_vectors, config)
+        forget_measurements(config.pipeline)  # before: they must never stand beside another model
         shutil.rmtree(config.pipeline / "encoder", ignore_errors=True)
         new_encoder.rename(config.pipeline / "encoder")
         new_vectors.replace(config.pipeline / "vectors.npy")
-        forget_measurements(config.pipeline)
     finally:
         shutil.rmtree(new_encoder, ignore_errors=True)
         new_vectors.unlink(missing_ok=True)

@@ -13,6 +13,6 @@ def install(model: Path, place: Path) -> None:
     partial_copy = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial_copy, ignore_errors=True)
     shutil.copytree(model, partial_copy)
+    forget_measurements(place.parent)  # before: they must never stand beside another model
     shutil.rmtree(place, ignore_errors=True)
     partial_copy.rename(place)
-    forget_measurements(place.parent)

@@ -11,6 +11,7 @@ not kept: they differ from run to run, and equal pipelines must make equal bundl
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from contextlib import ExitStack
@@ -36,6 +37,8 @@ from jobs.entry import run
 K = 10
 BLOCK = 16
 """Histories that travel through the pipeline together, as at an endpoint with some load."""
+WATCHED = 64
+"""Cases that show the peaks, which few tokens have, the same in most texts."""
 
 
 class OptimiseConfig(JobConfig):
@@ -105,7 +108,7 @@ class Choice:
 
     @property
     def peaks(self) -> tuple[float, ...]:
-        """What it is served with."""
+        """The peaks that it is served with; none in another precision."""
         served = self.precision is self.best.measured.precision
         return self.best.peaks if served else ()
 
@@ -159,12 +162,13 @@ def _choose(
     """One model after the other; what is chosen for the encoder stays for the reranker."""
     for model in models:
         _reload(pipeline, directory, model, Precision.FP32)
-    before, peaks = _measure_exact(pipeline, cases, models, watch=Precision.INT8 in faster)
+    before = measure(pipeline, cases, "fp32")
+    peaks = _peaks(pipeline, cases, models) if Precision.INT8 in faster else {}
     choices = []
     for model in models:
         tried = []
         for precision in faster:
-            known = peaks[model] if precision is Precision.INT8 else ()
+            known = peaks.get(model, ()) if precision is Precision.INT8 else ()
             if _reload(pipeline, directory, model, precision, known) is not precision:
                 console.print(f"The {model} has no {precision}.")
                 continue
@@ -181,21 +185,24 @@ def _choose(
     return choices
 
 
-def _measure_exact(
-    pipeline: Pipeline, cases: Cases, models: list[str], *, watch: bool
-) -> tuple[Served, dict[str, tuple[float, ...]]]:
-    """In float32; and the peaks in the layers of each model, for int8, where we ``watch``."""
-    from fusionrec.language.quantized import watched
+def _peaks(pipeline: Pipeline, cases: Cases, models: list[str]) -> dict[str, tuple[float, ...]]:
+    """Inside the layers of each model, in float32; nothing where int8 makes nothing of them."""
+    from fusionrec.language.quantized import has_vnni, watched
 
+    if not has_vnni():
+        return {}
     with ExitStack() as stack:
-        peaks = {
-            model: stack.enter_context(watched(getattr(pipeline, model).model)) if watch else []
-            for model in models
-        }
-        before = measure(pipeline, cases, "fp32")
-    # To two digits: others that are measured elsewhere, and differ in the last bit, are the same.
-    rounded = {m: tuple(float(f"{peak:.2g}") for peak in found) for m, found in peaks.items()}
-    return before, {m: found if all(found) else () for m, found in rounded.items()}
+        found = {m: stack.enter_context(watched(getattr(pipeline, m).model)) for m in models}
+        for start in range(0, min(WATCHED, len(cases)), BLOCK):
+            pipeline.recommend(cases.histories.slice(start, min(start + BLOCK, len(cases))))
+    # A model that was given nothing to read has shown nothing.
+    return {m: tuple(map(_rounded_up, peaks)) for m, peaks in found.items() if all(peaks)}
+
+
+def _rounded_up(peak: float) -> float:
+    """To two digits, so that machines that differ in the last bit mostly write the same."""
+    unit = 10.0 ** (math.floor(math.log10(peak)) - 1)
+    return float(f"{math.ceil(peak / unit) * unit:.2g}")
 
 
 def _reload(

@@ -46,7 +46,7 @@ class Model:
     precision: Precision = Precision.AUTO
 
     def load(self) -> Any:
-        """As it is served: an encoder as a reranker whose scores are cosines."""
+        """As it is served, but in int8 without peaks: an encoder as a reranker by its cosines."""
         if self.kind == "reranker":
             return load_reranker(self.folder, precision=self.precision, frozen=True)
         return Cosines(Encoder.load(self.folder, precision=self.precision, frozen=True))

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import numpy as np
@@ -30,6 +30,12 @@ START_S = 300.0
 STOP_S = 60.0
 DEGRADED = '"degraded":["'
 """In an answer that lacks a stage."""
+ENDED = "ended"
+"""In place of the kind of a process that is no more."""
+
+Cpu: TypeAlias = dict[tuple[int, float], tuple[str, float]]
+"""A process, by its number and birth → what it is, and CPU seconds, user and system, with those of
+its children that it has waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +46,22 @@ class Running:
     """Where its requests go."""
     pid: int
 
-    def cpu_s(self) -> dict[str, float]:
-        """CPU seconds that the system's processes have taken, user and system, by their kind.
-
-        Those that ended count where their parent has waited for them.
-        """
+    def cpu(self) -> Cpu:
+        """What the system's processes have taken so far."""
         root = psutil.Process(self.pid)
-        found: defaultdict[str, float] = defaultdict(float)
+        found: Cpu = {}
         for process in (root, *root.children(recursive=True)):
             try:
-                times, words = process.cpu_times(), process.cmdline()
+                times, identity = process.cpu_times(), (process.pid, process.create_time())
             except psutil.NoSuchProcess:
                 continue
-            found[kind_of(words)] += sum(
-                (times.user, times.system, times.children_user, times.children_system)
-            )
-        return dict(found)
+            try:
+                kind = kind_of(process.cmdline())
+            except psutil.NoSuchProcess:  # it has ended, and nobody has waited for it
+                kind = ENDED
+            seconds = times.user + times.system + times.children_user + times.children_system
+            found[identity] = kind, seconds
+        return found
 
     def rss_mib(self) -> float:
         """Resident memory of the system's processes; shared pages count in each."""
@@ -69,13 +75,27 @@ class Running:
         return total / 2**20
 
 
+def spent(before: Cpu, after: Cpu) -> dict[str, float]:
+    """CPU seconds between two looks, by kind of process: the later one, for Ray renames its own.
+
+    A process that ended counts with its parent, where that has waited for it, as a whole; what was
+    known of it before is therefore taken off, under ``ended``.
+    """
+    found: defaultdict[str, float] = defaultdict(float)
+    for identity, (kind, seconds) in after.items():
+        found[kind] += seconds - before.get(identity, (kind, 0.0))[1]
+    for identity in before.keys() - after.keys():
+        found[ENDED] -= before[identity][1]
+    return dict(found)
+
+
 def kind_of(words: Sequence[str]) -> str:
     """What a process is, by its command line: a deployment of Serve, an actor or a program."""
     if not words:
-        return "ended"
+        return ENDED
     name, *rest = words[0].split()[0].removeprefix("ray::").split(":")
     if name == "ServeReplica":
-        return rest[-1]
+        return rest[-1].split(".")[0]  # a method may follow, while it runs
     if not Path(name).name.startswith("python"):
         return Path(name).name
     program = [word for word in words[1:] if not word.startswith("-")]

@@ -122,17 +122,12 @@ def _claims(samples: Samples, system: str) -> Iterator[Claim]:
         ours(kind, CLAIMED, lambda sample: sample.rate) for kind in (PLAIN, RERANKED)
     )
     mine = ours(PLAIN, 1, lambda sample: sample.p50_ms)
+    at = f"{CLAIMED} connections: requests/s to"
     for text, above, below, bound, at_least in (
-        ("plain, 32 connections: requests/s to best (b)", plain, rates(PLAIN, "b"), 1.0, True),
-        ("plain, 32 connections: requests/s to best (c)", plain, rates(PLAIN, "c"), 3.0, True),
+        (f"plain, {at} best (b)", plain, rates(PLAIN, "b"), 1.0, True),
+        (f"plain, {at} best (c)", plain, rates(PLAIN, "c"), 3.0, True),
         ("plain, 1 connection: p50 to bare", mine, p50, 2.0, False),
-        (
-            "reranked, 32 connections: requests/s to bare on all cores",
-            reranked,
-            rates(RERANKED, "a"),
-            0.9,
-            True,
-        ),
+        (f"reranked, {at} bare on all cores", reranked, rates(RERANKED, "a"), 0.9, True),
     ):
         ratios = tuple(a / b for a, b in zip(above, below, strict=False))
         if ratios:
@@ -179,7 +174,7 @@ def write(
     (folder / f"{name}.json").write_text(json.dumps(raw, indent=1), encoding="utf-8")
     held = claims(samples)
     spent = max((sample.generator_us * sample.offered / 1e6 for sample in every), default=0.0)
-    failed, degraded = (sum(getattr(s, name) for s in every) for name in ("failed", "degraded"))
+    failed, degraded = (sum(getattr(s, what) for s in every) for what in ("failed", "degraded"))
     text = [
         f"# Serving, {today()}\n",
         machine + "\n",
@@ -250,7 +245,7 @@ def _processes(samples: Samples, kind: str) -> list[str]:
         process: [median(s.cpu_ms_by.get(process, 0.0) for s in cell) for cell in cells.values()]
         for process in {process for sample in every for process in sample.cpu_ms_by}
     }
-    told = sorted((each for each in ms if max(ms[each]) >= TOLD_MS), key=lambda e: -max(ms[e]))
+    told = sorted((each for each in ms if max(ms[each]) >= TOLD_MS), key=lambda e: (-max(ms[e]), e))
     rows = [(each, *(f"{cell:.2f}" for cell in ms[each])) for each in told]
     rest = [ms[each] for each in ms if each not in told] or [[0.0] * len(cells)]
     rows.append(("others", *(f"{sum(cell):.2f}" for cell in zip(*rest, strict=True))))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from benchmarks.harness.processes import Running, kind_of
+from benchmarks.harness.processes import ENDED, Running, kind_of, spent
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,8 @@ from benchmarks.harness.processes import Running, kind_of
         (["/usr/bin/python3", "-u", "/usr/lib/ray/log_monitor.py", "--port=1"], "log_monitor.py"),
         (["python", "-m", "serve_apps.run", "--port", "80"], "serve_apps.run"),
         (["python"], "python"),
-        ([], "ended"),
+        (["ray::ServeReplica:recommend:Gateway.handle_request"], "Gateway"),
+        ([], ENDED),
     ],
 )
 def test_a_process_is_named_by_what_it_does(words, kind):
@@ -26,6 +27,13 @@ def test_a_process_is_named_by_what_it_does(words, kind):
 
 def test_the_cpu_of_this_process_is_found():
     running = Running("http://127.0.0.1:1", os.getpid())
-    before = sum(running.cpu_s().values())
-    while sum(running.cpu_s().values()) < before + 0.05:
+    before = running.cpu()
+    while sum(spent(before, running.cpu()).values()) < 0.05:
         sum(range(10_000))
+
+
+def test_what_was_spent_is_put_down_to_processes_under_their_newest_name():
+    before = {(1, 0.0): ("driver", 5.0), (2, 0.0): ("IDLE", 3.0), (3, 0.0): ("probe", 2.0)}
+    after = {(1, 0.0): ("driver", 8.0), (2, 0.0): ("Gateway", 4.0), (3, 9.0): ("raylet", 1.0)}
+    found = spent(before, after)  # the probe took half a second more, and its parent waited for it
+    assert found == {"driver": 3.0, "Gateway": 1.0, "raylet": 1.0, ENDED: -2.0}

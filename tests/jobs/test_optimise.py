@@ -222,6 +222,20 @@ def test_int8_is_served_with_the_peaks_that_were_seen(config, monkeypatch):
     assert found.encoder_peaks == pytest.approx(peaks, rel=0.5)
 
 
+def test_without_its_instructions_no_peaks_are_kept(config, monkeypatch):
+    """A machine that has them would serve what was never measured."""
+    scripted(monkeypatch, Served(0.4, 0.02, 0.2), Served(0.4, 0.01, 0.2), Served(0.4, 0.01, 0.1))
+    optimise(config.model_copy(update={"precision": "int8"}))
+    assert read_inference(config.pipeline) == InferenceConfig(encoder=INT8, reranker=INT8)
+
+
+@pytest.mark.parametrize(
+    ("peak", "kept"), [(24.656, 25.0), (7.1, 7.1), (7.11, 7.2), (0.3301, 0.34), (99.1, 100.0)]
+)
+def test_peaks_are_rounded_up(peak, kept):
+    assert job._rounded_up(peak) == kept
+
+
 def test_without_a_model_or_anything_faster_nothing_changes(config, monkeypatch, capfd):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert optimise(config.model_copy(update={"precision": "bf16"})) == []

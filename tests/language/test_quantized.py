@@ -9,7 +9,7 @@ from fusionrec.errors import ModelError
 from fusionrec.language.encoder import Encoder
 from fusionrec.language.layers import Layers, quantise
 from fusionrec.language.precision import Precision
-from fusionrec.language.quantized import Int8FeedForward, Int8Linear, has_int8, watched
+from fusionrec.language.quantized import Int8FeedForward, Int8Linear, has_int8, has_vnni, watched
 from fusionrec.language.reranker import Reranker
 from fusionrec.training.config import TrainingConfig
 from tests.language.test_layers import bert
@@ -78,6 +78,9 @@ def test_quantised_models_find_what_they_found_before(activation, padded):
     torch.testing.assert_close(ours[told], theirs[told], atol=0.1, rtol=0)
 
 
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="sums of products may not fit here")
+
+
 def feed_forward() -> tuple[torch.nn.Linear, torch.nn.Linear, torch.Tensor]:
     """Its layers, and inputs [2, 3, 16]."""
     generator = torch.Generator().manual_seed(0)
@@ -87,6 +90,7 @@ def feed_forward() -> tuple[torch.nn.Linear, torch.nn.Linear, torch.Tensor]:
     return wide, narrow, 5 * torch.randn(2, 3, 16, generator=generator)
 
 
+@needs_vnni
 def test_a_feed_forward_network_is_close():
     wide, narrow, inputs = feed_forward()
     inner = torch.nn.functional.gelu(wide(inputs))
@@ -94,6 +98,7 @@ def test_a_feed_forward_network_is_close():
     torch.testing.assert_close(found, narrow(inner) + inputs, rtol=0, atol=0.1)
 
 
+@needs_vnni
 def test_above_the_peak_it_is_cut_off():
     """And does not begin again at the lowest level."""
     wide, narrow, inputs = feed_forward()
@@ -118,7 +123,7 @@ def test_peaks_are_the_largest_of_all_that_was_read():
     assert peaks == [max(seen[0], seen[2]), max(seen[1], seen[3])]
 
 
-@pytest.mark.parametrize("vnni", [False, True])
+@pytest.mark.parametrize("vnni", [False, pytest.param(True, marks=needs_vnni)])
 def test_models_whose_peaks_are_known(monkeypatch, vnni):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": vnni})
     exact, found = bert("gelu"), bert("gelu")

@@ -104,7 +104,7 @@ class Layers(torch.nn.Module):
         if peaks and len(peaks) != len(layers):
             raise ModelError(
                 f"peaks of {len(peaks)} layers are known, and the model has {len(layers)}; "
-                "measure them anew with `python -m jobs.optimise`"
+                "remove inference.json, then choose again with `python -m jobs.optimise`"
             )
         heads = encoder.config.num_attention_heads
         known: Sequence[float | None] = peaks or [None] * len(layers)

@@ -2,9 +2,11 @@
 
 Weights have a scale for each output, w ≈ s_o · q with q from −127 to 127; what comes in gets a
 scale and a zero point in every call (dynamic quantisation). An erf GELU behind a layer is computed
-with it, and so is the sum with a residual. What a feed-forward network holds inside, four times as
-wide as what it is given, is where most of the time for that goes; where its peak was seen before
-(:func:`watched`), it has one scale (static quantisation), and is never written in more than 8 bits.
+with it, and so is the sum with a residual.
+
+To find the levels of what comes in takes time, most of it inside of a feed-forward network, which
+is four times as wide there. Where the peak of that was seen before (:func:`watched`) it has one
+scale (static quantisation), and is never written in more than 8 bits.
 ``benchmarks.models`` measures what that gains and costs.
 """
 
@@ -71,7 +73,7 @@ class Int8Linear(torch.nn.Module):
 
     def plus(self, inputs: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """[…, out] of ``inputs`` […, in], with ``other`` […, out] added."""
-        return self.plus_levels(*self._in_levels(inputs), other)
+        return self.plus_levels(*self._levels_of(inputs), other)
 
     def plus_levels(
         self, inputs: torch.Tensor, levels: Levels, other: torch.Tensor
@@ -87,7 +89,7 @@ class Int8Linear(torch.nn.Module):
     def _product(
         self, inputs: torch.Tensor, step: float, zero: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        rows, levels = self._in_levels(inputs)
+        rows, levels = self._levels_of(inputs)
         found: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             *(rows, levels.step, levels.zero),
             *(self._packed, self._scales, self._zeros, self._bias),
@@ -95,7 +97,7 @@ class Int8Linear(torch.nn.Module):
         )
         return found
 
-    def _in_levels(self, inputs: torch.Tensor) -> tuple[torch.Tensor, Levels]:
+    def _levels_of(self, inputs: torch.Tensor) -> tuple[torch.Tensor, Levels]:
         """[N, in] levels of inputs […, in], over all that these are."""
         rows = inputs.reshape(-1, inputs.shape[-1])
         low, high = (float(bound) for bound in torch.aminmax(rows))

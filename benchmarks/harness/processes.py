@@ -93,9 +93,9 @@ def kind_of(words: Sequence[str]) -> str:
     """What a process is, by its command line: a deployment of Serve, an actor or a program."""
     if not words:
         return ENDED
-    name, *rest = words[0].split()[0].removeprefix("ray::").split(":")
-    if name == "ServeReplica":
-        return rest[-1].split(".")[0]  # a method may follow, while it runs
+    name = words[0].split()[0]
+    if name.startswith("ray::"):
+        return name.split(":")[-1].split(".")[0]  # a method may follow, while it runs
     if not Path(name).name.startswith("python"):
         return Path(name).name
     program = [word for word in words[1:] if not word.startswith("-")]

@@ -11,7 +11,7 @@ from benchmarks.harness.processes import ENDED, Running, kind_of, spent
     ("words", "kind"),
     [
         (["ray::ServeReplica:recommend:Retriever"], "Retriever"),
-        (["ray::ServeController"], "ServeController"),
+        (["ray::ServeController.listen_for_change"], "ServeController"),
         (["ray::IDLE", "", ""], "IDLE"),
         (["/usr/lib/ray/raylet", "--static_resource_list"], "raylet"),
         (["/usr/bin/python3", "-u", "/usr/lib/ray/log_monitor.py", "--port=1"], "log_monitor.py"),

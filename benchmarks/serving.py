@@ -39,6 +39,8 @@ PATIENCE_S = 120
 TOP_RATE = 800
 """Requests/s that the file of requests lasts for."""
 MAX_BATCH = 32
+SETTLING_S = 10.0
+"""After its first answer, until a system has nothing left to do of its start."""
 LEAST = 150
 """Requests of a loop at least, for its rate and its percentiles, as far as time allows."""
 LONGER = 4
@@ -165,6 +167,7 @@ class Round:
         self._running = running
         self._used = 0
         """Requests sent so far: none is sent twice to the same process."""
+        time.sleep(SETTLING_S)
         before = running.cpu()
         time.sleep(config.duration_s)
         self._idle = sum(spent(before, running.cpu()).values()) / config.duration_s

@@ -36,6 +36,11 @@ _ANY_PROXY = {
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     # Ray gives way to everything else by default: right for jobs, wrong for an endpoint.
     "RAY_worker_niceness": "0",
+    # A record of every call for a dashboard that is not there, and of every event for debugging;
+    # the machine's own metrics every 5 s, where Prometheus asks every 15 s.
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "15000",
 }
 """What serves better with HAProxy and with Serve's own proxy."""
 _made: list[Path] = []

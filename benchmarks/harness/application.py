@@ -58,9 +58,11 @@ def write_application(
 def embed_apart(application: dict[str, Any]) -> None:
     """Give the application of recommend.yaml an embedder of its own, in place.
 
-    It gets half of the retriever's CPUs, and the same settings otherwise.
+    It gets half of the retriever's CPUs, and the same settings otherwise. While one batch is in one
+    of the two stages, another may be in the other.
     """
     application["args"]["embed_in_retriever"] = False
+    application["args"]["gateway"]["batches_ahead"] = 1
     deployments = application["deployments"]
     [at] = (i for i, each in enumerate(deployments) if each["name"] == STAGES[1])
     deployments[at]["ray_actor_options"]["num_cpus"] /= 2

@@ -150,7 +150,7 @@ def bare(
                 p50_ms=p50,
                 p95_ms=p95,
                 p99_ms=p99,
-                cpu_ms=found["cpu_ms"],
+                cpu_ms_by={"bare": found["cpu_ms"]},
                 generator_us=0.0,
                 failed=0,
                 degraded=0,
@@ -221,12 +221,11 @@ class Round:
             p50_ms=p50,
             p95_ms=p95,
             p99_ms=p99,
-            cpu_ms=sum(cpu_ms_by.values()),
+            cpu_ms_by=cpu_ms_by,
             generator_us=opened.cpu_s / len(opened.records) * 1e6,
             failed=sum(len(r.records) - len(r.answered) for r in (closed, opened)),
             degraded=closed.marked(0) + opened.marked(0),
             rss_mib=self._running.rss_mib(),
-            cpu_ms_by=cpu_ms_by,
             idle=self._idle,
         )
 

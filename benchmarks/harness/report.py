@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -41,8 +41,8 @@ class Sample:
     p95_ms: float
     p99_ms: float
     """Of the open loop, from the moment that a request was due; of (a), of a batch."""
-    cpu_ms: float
-    """CPU time of all of the system's processes for a request, at saturation."""
+    cpu_ms_by: dict[str, float]
+    """CPU time of the system's processes for a request, at saturation, by their kind."""
     generator_us: float
     """CPU time of the load generator for a request of the open loop."""
     failed: int
@@ -51,10 +51,13 @@ class Sample:
     """Answers without a stage."""
     rss_mib: float
     """Resident memory of all of the system's processes."""
-    cpu_ms_by: dict[str, float] = field(default_factory=dict)
-    """``cpu_ms`` by kind of process; of what is served."""
     idle: float = 0.0
-    """CPU that the system takes while nobody asks, in cores."""
+    """CPU that the system takes while nobody asks, in cores; 0 of (a)."""
+
+    @property
+    def cpu_ms(self) -> float:
+        """That of all of its processes."""
+        return sum(self.cpu_ms_by.values())
 
 
 @dataclass(frozen=True, slots=True)

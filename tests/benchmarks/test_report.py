@@ -43,7 +43,6 @@ def samples(kind: str) -> list[Sample]:
             p50_ms=1e3 / rate,
             p95_ms=2e3 / rate,
             p99_ms=3e3 / rate,
-            cpu_ms=2e3 / rate,
             generator_us=40.0,
             failed=0,
             degraded=1,

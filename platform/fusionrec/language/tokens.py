@@ -73,10 +73,14 @@ class Template:
             },
         )
 
+    @property
+    def size(self) -> int:
+        """Tokens that are not of a text."""
+        return sum(map(len, self.around["input_ids"]))
+
     def row(self, max_tokens: int, *texts: list[int]) -> Row:
         """The inputs of a model of the tokens of one text or two."""
-        room = max_tokens - sum(map(len, self.around["input_ids"]))
-        lengths = _cut([len(tokens) for tokens in texts], room)
+        lengths = _cut([len(tokens) for tokens in texts], max_tokens - self.size)
         row: Row = {}
         for name, (first, *others) in self.around.items():
             values = list(first)
@@ -139,15 +143,11 @@ def _checked(tokenizer: Any, *, paired: bool) -> Template | None:
     template = Template.of(tokenizer, [_PROBE, short] if paired else [_PROBE])
     if template is None:
         return None
-    size = sum(map(len, template.around["input_ids"]))
-    probes = [(_PROBE, short), (short, _PROBE), (_PROBE, _PROBE), ("", _PROBE), (short, "")]
-    for max_tokens in (size + 4, size + 5, size + 1000):
-        for first, second in probes if paired else [(_PROBE, None), ("", None)]:
-            given = [first] if second is None else [first, second]
-            ours = template.row(max_tokens, *_plain(tokenizer, given))
-            [theirs] = _by_itself(
-                tokenizer, max_tokens, [first], None if second is None else [second]
-            )
-            if ours != theirs:
-                return None
+    firsts = [_PROBE, short, _PROBE, "", short] if paired else [_PROBE, ""]
+    seconds = [short, _PROBE, _PROBE, _PROBE, ""] if paired else None
+    columns = [_plain(tokenizer, texts) for texts in (firsts, seconds) if texts is not None]
+    for max_tokens in (template.size + room for room in (4, 5, 1000)):
+        ours = [template.row(max_tokens, *texts) for texts in zip(*columns, strict=True)]
+        if ours != _by_itself(tokenizer, max_tokens, firsts, seconds):
+            return None
     return template
